@@ -1,0 +1,73 @@
+package main
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"os"
+	"os/exec"
+	"slices"
+	"strings"
+)
+
+// need is something of the distribution's, and the Debian package that has it.
+type need struct {
+	what     string
+	packages []string
+	there    func(context.Context) bool
+}
+
+// buildNeeds is for runc, which is linked with libseccomp, and for the pause
+// program, which is C.
+func buildNeeds() []need {
+	return []need{
+		program("gcc", "gcc", "libc6-dev"),
+		program("pkg-config", "pkg-config"),
+		{"libseccomp's header files", []string{"libseccomp-dev"}, func(ctx context.Context) bool {
+			return exec.CommandContext(ctx, "pkg-config", "--exists", "libseccomp").Run() == nil
+		}},
+	}
+}
+
+// runtimeNeeds is for kube-proxy, flannel and portmap, which write their rules
+// by the program nft.
+func runtimeNeeds() []need { return []need{program("nft", "nftables")} }
+
+func program(name string, packages ...string) need {
+	return need{"the program " + name, packages, func(context.Context) bool {
+		_, err := exec.LookPath(name)
+		return err == nil
+	}}
+}
+
+// ensure installs what is missing, where it may; elsewhere it tells how.
+func ensure(ctx context.Context, needs []need) error {
+	missing := slices.DeleteFunc(needs, func(n need) bool { return n.there(ctx) })
+	if len(missing) == 0 {
+		return nil
+	}
+	var what, packages []string
+	for _, n := range missing {
+		what = append(what, n.what)
+		packages = append(packages, n.packages...)
+	}
+	install := "apt-get install -y --no-install-recommends " + strings.Join(packages, " ")
+	_, err := exec.LookPath("apt-get")
+	if err != nil || os.Geteuid() != 0 {
+		return fmt.Errorf("missing: %s. On Debian, as root: %s", strings.Join(what, ", "), install)
+	}
+	say("installing %s", strings.Join(packages, " "))
+	if err := aptGet(ctx, "update"); err != nil {
+		return err
+	}
+	return aptGet(ctx, strings.Fields(install)[1:]...)
+}
+
+func aptGet(ctx context.Context, args ...string) error {
+	cmd := exec.CommandContext(ctx, "apt-get", args...)
+	cmd.Env = append(os.Environ(), "DEBIAN_FRONTEND=noninteractive")
+	if out, err := cmd.CombinedOutput(); err != nil {
+		return errors.Join(fmt.Errorf("cannot run apt-get %s: %w", strings.Join(args, " "), err), errors.New(string(out)))
+	}
+	return nil
+}

@@ -1,0 +1,73 @@
+package cli
+
+import (
+	"context"
+	"fmt"
+	"os"
+	"os/signal"
+	"syscall"
+
+	"github.com/spf13/cobra"
+
+	"kuorum/internal/endpoint"
+	"kuorum/internal/node"
+)
+
+func (a *app) agentCommand() *cobra.Command {
+	bundleDir := ""
+	cmd := &cobra.Command{
+		Use:   "agent",
+		Short: "The node agent: keeps the components of this machine running",
+		Long: `Runs the node that /etc/kuorum describes. SIGTERM stops its components in reverse
+order and ends it; SIGUSR1, or a crash, ends the agent alone and leaves them to
+the next one.`,
+		Hidden: true,
+		Args:   cobra.NoArgs,
+		RunE:   func(cmd *cobra.Command, _ []string) error { return a.agent(cmd.Context(), bundleDir) },
+	}
+	cmd.Flags().StringVar(&bundleDir, "bundle", "", "directory of the unpacked bundle")
+	return cmd
+}
+
+func (a *app) agent(ctx context.Context, bundleDir string) error {
+	exe, err := os.Executable()
+	if err != nil {
+		return fmt.Errorf("cannot find our own program: %w", err)
+	}
+	leave := make(chan os.Signal, 1)
+	signal.Notify(leave, syscall.SIGUSR1)
+	defer signal.Stop(leave)
+	running, cancel := context.WithCancel(context.WithoutCancel(ctx))
+	defer cancel()
+	go func() {
+		select {
+		case <-leave:
+			cancel()
+		case <-running.Done():
+		}
+	}()
+	n, err := node.NewAgent(node.Options{Version: release, Kuorum: exe, Bundle: bundleDir, Log: a.logger(), Stop: ctx.Done()})
+	if err != nil {
+		return err
+	}
+	return n.Run(running)
+}
+
+func (a *app) endpointCommand() *cobra.Command {
+	file := ""
+	cmd := &cobra.Command{
+		Use:    "endpoint",
+		Short:  "The API balancer of this machine",
+		Hidden: true,
+		Args:   cobra.NoArgs,
+		RunE: func(cmd *cobra.Command, _ []string) error {
+			config, err := endpoint.LoadConfig(file)
+			if err != nil {
+				return err
+			}
+			return endpoint.Run(cmd.Context(), config, a.logger())
+		},
+	}
+	cmd.Flags().StringVar(&file, "config", "", "configuration file")
+	return cmd
+}

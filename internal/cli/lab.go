@@ -1,0 +1,216 @@
+package cli
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"log/slog"
+	"os"
+	"os/signal"
+	"syscall"
+	"time"
+
+	"github.com/spf13/cobra"
+
+	"kuorum/internal/cluster"
+	"kuorum/internal/lab"
+	"kuorum/internal/step"
+)
+
+func (a *app) labCommand() *cobra.Command {
+	cmd := &cobra.Command{
+		Use:   "lab",
+		Short: "Machines of a lab: power, shutdown, console",
+		Example: `  kuorum lab stop cp1            shut it down cleanly
+  kuorum lab stop --power cp1    pull its plug
+  kuorum lab start cp1           switch it on
+  kuorum lab console cp1         a shell on it`,
+		Args: cobra.NoArgs,
+		RunE: func(cmd *cobra.Command, _ []string) error { return cmd.Help() },
+	}
+	cmd.AddCommand(a.labStart(), a.labStop(), a.labReboot(), a.labConsole(), a.labProcess())
+	return cmd
+}
+
+// machineVerb is a command on one machine of the chosen lab.
+type machineVerb struct {
+	use, short string
+	wait       bool
+	timeout    time.Duration
+	dryRun     bool
+	// steps lists the procedure; it is called after flags are parsed.
+	steps func(l *lab.Lab, name string) []step.Step
+}
+
+func (a *app) machineCommandFor(v *machineVerb) *cobra.Command {
+	cmd := &cobra.Command{
+		Use:               v.use + " NODE",
+		Short:             v.short,
+		Args:              cobra.ExactArgs(1),
+		ValidArgsFunction: a.completeNodes,
+		RunE: func(cmd *cobra.Command, args []string) error {
+			l, err := a.open()
+			if err != nil {
+				return err
+			}
+			if _, ok := l.Spec.Node(args[0]); !ok {
+				return unknownNode(l, args[0])
+			}
+			steps := v.steps(l, args[0])
+			if v.dryRun {
+				return a.printSteps(steps)
+			}
+			ctx, cancel := context.WithTimeout(cmd.Context(), v.timeout)
+			defer cancel()
+			return step.Run(ctx, steps, a.newProgress())
+		},
+	}
+	cmd.Flags().DurationVar(&v.timeout, "timeout", 3*time.Minute, "give up after this long")
+	cmd.Flags().BoolVar(&v.dryRun, "dry-run", false, "print the steps and do nothing")
+	return cmd
+}
+
+func unknownNode(l *lab.Lab, name string) error {
+	_, err := statusOf(l).Machine(name)
+	return err
+}
+
+// statusOf names a lab's machines without asking its process.
+func statusOf(l *lab.Lab) lab.Status {
+	s := lab.Status{Name: l.Name}
+	for _, n := range l.Spec.Spec.Nodes {
+		s.Machines = append(s.Machines, lab.MachineStatus{Name: n.Name, Role: n.Role, Address: n.Address})
+	}
+	return s
+}
+
+func (a *app) labStart() *cobra.Command {
+	v := &machineVerb{use: "start", short: "Switch a machine on and wait until its components are ready", wait: true}
+	v.steps = func(l *lab.Lab, name string) []step.Step { return startSteps(l, name, v.wait) }
+	cmd := a.machineCommandFor(v)
+	cmd.Flags().BoolVar(&v.wait, "wait", true, "wait until every component is ready")
+	return cmd
+}
+
+func startSteps(l *lab.Lab, name string, wait bool) []step.Step { //nolint:revive // the flag is the user's
+	steps := []step.Step{{Name: "switch " + name + " on", Do: func(ctx context.Context) error { return l.StartMachine(ctx, name) }}}
+	if wait {
+		steps = append(steps, step.Step{Name: "wait for the components of " + name, Do: func(ctx context.Context) error { return l.WaitReady(ctx, name) }})
+	}
+	return steps
+}
+
+func (a *app) labStop() *cobra.Command {
+	power := false
+	v := &machineVerb{use: "stop", short: "Shut a machine down cleanly, or pull its plug"}
+	v.steps = func(l *lab.Lab, name string) []step.Step {
+		if power {
+			return []step.Step{{Name: "cut the power of " + name, Do: func(ctx context.Context) error { return l.PowerOffMachine(ctx, name) }}}
+		}
+		return []step.Step{{Name: "shut " + name + " down", Do: func(ctx context.Context) error { return l.StopMachine(ctx, name) }}}
+	}
+	cmd := a.machineCommandFor(v)
+	cmd.Flags().BoolVar(&power, "power", false, "cut the power instead: every process ends at once")
+	return cmd
+}
+
+func (a *app) labReboot() *cobra.Command {
+	v := &machineVerb{use: "reboot", short: "Shut a machine down cleanly and switch it on again", wait: true}
+	v.steps = func(l *lab.Lab, name string) []step.Step {
+		stop := step.Step{Name: "shut " + name + " down", Do: func(ctx context.Context) error { return l.StopMachine(ctx, name) }}
+		return append([]step.Step{stop}, startSteps(l, name, v.wait)...)
+	}
+	cmd := a.machineCommandFor(v)
+	cmd.Flags().BoolVar(&v.wait, "wait", true, "wait until every component is ready")
+	return cmd
+}
+
+func (a *app) labConsole() *cobra.Command {
+	return &cobra.Command{
+		Use:   "console NODE [-- COMMAND...]",
+		Short: "A shell on a machine, or one command there",
+		Example: `  kuorum lab console cp1
+  kuorum lab console cp1 -- ip route`,
+		Args:              cobra.MinimumNArgs(1),
+		ValidArgsFunction: a.completeNodes,
+		RunE: func(cmd *cobra.Command, args []string) error {
+			l, err := a.open()
+			if err != nil {
+				return err
+			}
+			argv := args[1:]
+			if len(argv) == 0 {
+				argv = []string{"/bin/sh", "-c", `PS1='\u@\h:\w# ' exec "$(command -v bash || echo sh)" --norc 2>/dev/null || exec sh`}
+			}
+			return a.inMachine(cmd.Context(), l, args[0], argv)
+		},
+	}
+}
+
+// inMachine runs argv on a machine with our own streams.
+func (a *app) inMachine(ctx context.Context, l *lab.Lab, name string, argv []string) error {
+	status, err := l.Status(ctx)
+	if err != nil {
+		return err
+	}
+	m, err := status.Machine(name)
+	if err != nil {
+		return err
+	}
+	// ^C is for the program inside, which shares our terminal.
+	own := context.WithoutCancel(ctx)
+	signal.Ignore(os.Interrupt)
+	defer signal.Reset(os.Interrupt)
+	return m.Console(own, argv, []string{"TERM=" + a.process.Env("TERM")}, lab.Streams{In: a.process.In, Out: a.process.Out, Err: a.process.Err})
+}
+
+// labProcess is what `up` starts in the background.
+func (a *app) labProcess() *cobra.Command {
+	var state, bundleDir string
+	cmd := &cobra.Command{
+		Use:    "process NAME",
+		Short:  "The background process of a lab (started by up)",
+		Hidden: true,
+		Args:   cobra.ExactArgs(1),
+		RunE: func(cmd *cobra.Command, args []string) error {
+			exe, err := os.Executable()
+			if err != nil {
+				return fmt.Errorf("cannot find our own program: %w", err)
+			}
+			return lab.Store{Root: state, Exe: exe}.Serve(cmd.Context(), args[0], bundleDir, a.logger())
+		},
+	}
+	cmd.Flags().StringVar(&state, "state", "", "where labs live")
+	cmd.Flags().StringVar(&bundleDir, "bundle", "", "directory of the unpacked bundle")
+	return cmd
+}
+
+// machineCommand is what the lab process starts in a machine's namespaces.
+func (a *app) machineCommand() *cobra.Command {
+	cmd := &cobra.Command{Use: "machine", Short: "A lab machine's first process (started by the lab)", Hidden: true, Args: cobra.NoArgs}
+	cmd.AddCommand(
+		&cobra.Command{Use: "wait", Args: cobra.NoArgs, RunE: func(*cobra.Command, []string) error { return lab.WaitForPower() }},
+		&cobra.Command{Use: "init", Args: cobra.NoArgs, RunE: func(*cobra.Command, []string) error {
+			signal.Ignore(syscall.SIGTERM, os.Interrupt, syscall.SIGHUP)
+			return lab.Init(a.logger())
+		}},
+	)
+	return cmd
+}
+
+// logger writes one line of text an event, for files that people read.
+func (a *app) logger() *slog.Logger {
+	return slog.New(slog.NewTextHandler(a.process.Err, nil))
+}
+
+var errNoMachine = errors.New("no machine of the lab is on")
+
+// someMachine is the first machine that is on.
+func someMachine(s lab.Status) (lab.MachineStatus, error) {
+	for _, m := range s.Machines {
+		if m.Power == lab.PowerOn {
+			return m, nil
+		}
+	}
+	return lab.MachineStatus{}, &cluster.Problem{What: "cannot reach lab " + s.Name, Err: errNoMachine, Do: "kuorum up " + s.Name, Exit: cluster.ExitNoQuorum}
+}

@@ -1,0 +1,187 @@
+package cli
+
+import (
+	"errors"
+	"fmt"
+	"net"
+	"os"
+	"path/filepath"
+	"strings"
+	"syscall"
+
+	"github.com/spf13/cobra"
+
+	"kuorum/internal/cluster"
+	"kuorum/internal/component"
+	"kuorum/internal/host"
+	"kuorum/internal/lab"
+)
+
+func (a *app) toolCommand(name string) *cobra.Command {
+	about := map[string]string{
+		"kubectl": "The real kubectl, on the chosen cluster",
+		"etcdctl": "The real etcdctl, on all etcd members of the chosen cluster",
+		"etcdutl": "The real etcdutl, for snapshot files",
+		"ctr":     "The real ctr, on one machine (--node NODE before its own words)",
+	}
+	return &cobra.Command{
+		Use:                name + " ...",
+		Short:              about[name],
+		DisableFlagParsing: true,
+		RunE: func(cmd *cobra.Command, args []string) error {
+			if onMachine() {
+				return a.toolOnMachine(name, args)
+			}
+			return a.tool(cmd, name, args)
+		},
+	}
+}
+
+// onMachine tells whether this process runs on a node itself.
+func onMachine() bool {
+	_, err := os.Stat(component.BundleLink)
+	return err == nil
+}
+
+// toolOnMachine becomes the tool, with the node's own files.
+func (a *app) toolOnMachine(name string, args []string) error {
+	etc := func(file string) string { return filepath.Join(component.EtcDir, file) }
+	env := map[string]map[string]string{
+		"kubectl": {"KUBECONFIG": etc("admin.conf")},
+		"etcdctl": {
+			"ETCDCTL_ENDPOINTS": "https://127.0.0.1:2379", "ETCDCTL_CACERT": etc("pki/etcd/ca.crt"),
+			"ETCDCTL_CERT": etc("pki/etcd/agent-client.crt"), "ETCDCTL_KEY": etc("pki/etcd/agent-client.key"),
+		},
+		"ctr": {"CONTAINERD_ADDRESS": component.ContainerdSocket, "CONTAINERD_NAMESPACE": "k8s.io"},
+	}[name]
+	path := filepath.Join(component.BundleLink, "bin", name)
+	return become(path, append([]string{path}, args...), a.environ(env))
+}
+
+func (a *app) tool(cmd *cobra.Command, name string, args []string) error {
+	if name == "etcdutl" {
+		return a.becomeBundled(name, args, nil)
+	}
+	if name == "kubectl" && len(args) > 0 && args[0] == "completion" {
+		return a.becomeBundled(name, args, nil) // needs no cluster
+	}
+	l, err := a.open()
+	if err != nil {
+		return err
+	}
+	switch name {
+	case "kubectl":
+		return a.becomeBundled(name, args, map[string]string{"KUBECONFIG": l.Kubeconfig()})
+	case "etcdctl":
+		return a.etcdctl(l, args)
+	}
+	return a.ctr(cmd, l, args)
+}
+
+// etcdctl becomes the tool inside the lab's network, with every member as an
+// endpoint; its files are the caller's own.
+func (a *app) etcdctl(l *lab.Lab, args []string) error {
+	pid, ok := l.Running()
+	if !ok || pid == 0 {
+		return &cluster.Problem{What: fmt.Sprintf("lab %q is not running", l.Name), Do: "kuorum up " + l.Name, Exit: cluster.ExitNoQuorum}
+	}
+	var endpoints []string
+	for _, n := range l.Spec.Servers() {
+		endpoints = append(endpoints, "https://"+net.JoinHostPort(n.Address, "2379"))
+	}
+	path, err := a.bundled("etcdctl")
+	if err != nil {
+		return err
+	}
+	env := a.environ(map[string]string{
+		"ETCDCTL_ENDPOINTS": strings.Join(endpoints, ","), "ETCDCTL_CACERT": l.Client("etcd-ca.crt"),
+		"ETCDCTL_CERT": l.Client("etcd.crt"), "ETCDCTL_KEY": l.Client("etcd.key"),
+	})
+	return host.ExecInNetwork(pid, path, append([]string{"etcdctl"}, args...), env)
+}
+
+// ctr runs on the machine itself: it needs its sockets and its files.
+func (a *app) ctr(cmd *cobra.Command, l *lab.Lab, args []string) error {
+	name, args, err := takeNode(args)
+	if err != nil {
+		return err
+	}
+	if name == "" {
+		status, err := l.Status(cmd.Context())
+		if err != nil {
+			return err
+		}
+		m, err := someMachine(status)
+		if err != nil {
+			return err
+		}
+		name = m.Name
+	}
+	return a.inMachine(cmd.Context(), l, name, append([]string{"/usr/local/bin/kuorum", "ctr"}, args...))
+}
+
+// takeNode takes a leading --node NODE out of a tool's arguments.
+func takeNode(args []string) (name string, rest []string, err error) {
+	if len(args) == 0 {
+		return "", args, nil
+	}
+	if value, ok := strings.CutPrefix(args[0], "--node="); ok {
+		return value, args[1:], nil
+	}
+	if args[0] != "--node" {
+		return "", args, nil
+	}
+	if len(args) < 2 {
+		return "", nil, usage("--node needs the name of a machine")
+	}
+	return args[1], args[2:], nil
+}
+
+func (a *app) becomeBundled(name string, args []string, env map[string]string) error {
+	path, err := a.bundled(name)
+	if err != nil {
+		return err
+	}
+	return become(path, append([]string{name}, args...), a.environ(env))
+}
+
+// bundled is the path of an unpacked program. What an earlier command
+// unpacked is used as it is: `up` verifies it.
+func (a *app) bundled(name string) (string, error) {
+	store, err := a.store()
+	if err != nil {
+		return "", err
+	}
+	b, err := a.bundle()
+	if err != nil {
+		return "", err
+	}
+	path := filepath.Join(b.Dir(store.BundleDir()), "bin", name)
+	if _, err := os.Stat(path); err == nil {
+		return path, nil
+	}
+	dir, err := b.Unpack(a.context, store.BundleDir(), nil)
+	if err != nil {
+		return "", err
+	}
+	return filepath.Join(dir, "bin", name), nil
+}
+
+// environ is our environment with vars that the caller has not set himself.
+func (a *app) environ(vars map[string]string) []string {
+	env := a.process.Environ
+	for key, value := range vars {
+		if a.process.Env(key) == "" || key == "KUBECONFIG" {
+			env = append(env, key+"="+value)
+		}
+	}
+	return env
+}
+
+func become(path string, argv, env []string) error {
+	err := syscall.Exec(path, argv, env)
+	if errors.Is(err, os.ErrPermission) {
+		return &cluster.Problem{What: "cannot run " + path, Err: err, Do: "sudo kuorum " + argv[0] + " ..."}
+	}
+	return fmt.Errorf("cannot run %s: %w", path, err)
+}

@@ -1,0 +1,179 @@
+// Package cluster holds the words of the domain: the Spec a user writes in
+// cluster.yaml, its nodes and roles, and the problems kuorum reports. It
+// reads no disk and no clock; every other package may import it.
+package cluster
+
+import (
+	"fmt"
+	"net/netip"
+	"time"
+)
+
+// APIVersion and Kind head every cluster.yaml.
+const (
+	APIVersion = "kuorum.dev/v1alpha1"
+	Kind       = "Cluster"
+)
+
+// Spec is a cluster.yaml: everything a user may decide about a cluster. The
+// zero value of each field means "the default"; Default fills them in.
+type Spec struct {
+	APIVersion string   `json:"apiVersion"`
+	Kind       string   `json:"kind"`
+	Metadata   Metadata `json:"metadata"`
+	Spec       Body     `json:"spec"`
+}
+
+// Metadata names the cluster.
+type Metadata struct {
+	// Name is a DNS label of at most 40 characters: it becomes part of
+	// contexts (kuorum-NAME), cgroups and host names.
+	Name string `json:"name"`
+}
+
+// Body is the part of a cluster.yaml under "spec".
+type Body struct {
+	// Servers and Workers count machines to be named and addressed by
+	// kuorum: cp1..cpN and w1..wN. Nodes lists them one by one instead; a
+	// file has one or the other. Default turns counts into Nodes and sets
+	// the counts back to 0, so that a complete Spec has Nodes only.
+	Servers int    `json:"servers,omitempty"`
+	Workers int    `json:"workers,omitempty"`
+	Nodes   []Node `json:"nodes,omitempty"`
+
+	Network    Network    `json:"network"`
+	DNS        DNS        `json:"dns"`
+	Etcd       Etcd       `json:"etcd"`
+	Kubernetes Kubernetes `json:"kubernetes"`
+	Lab        Lab        `json:"lab"`
+}
+
+// Role says what a machine is for.
+type Role string
+
+// The roles. A server runs etcd, the control plane and pods; a worker runs
+// pods only.
+const (
+	RoleServer Role = "server"
+	RoleWorker Role = "worker"
+)
+
+// Node is one machine.
+type Node struct {
+	// Name is a DNS label of at most 40 characters and also the host name.
+	// It and Role have no default: a listed node says both.
+	Name string `json:"name"`
+	Role Role   `json:"role"`
+	// Address is an IP address in Network.Nodes, fixed for the machine's life.
+	Address string `json:"address,omitempty"`
+	// Labels go on the Kubernetes node object.
+	Labels map[string]string `json:"labels,omitempty"`
+}
+
+// Network holds the three address ranges of a cluster and how pods of
+// different machines reach each other.
+type Network struct {
+	// Nodes is the machines' own network. In the lab it exists only between
+	// the lab's namespaces, never on the host.
+	Nodes string `json:"nodes,omitempty"`
+	// Pods is cut into one range of PodPrefix bits for each node.
+	Pods      string `json:"pods,omitempty"`
+	PodPrefix int    `json:"podPrefix,omitempty"`
+	Services  string `json:"services,omitempty"`
+	// Backend is "vxlan" (default) or "host-gw" (one L2 network only).
+	Backend string `json:"backend,omitempty"`
+	// MTU of the machines' links, in bytes; pods get what the backend leaves.
+	MTU int `json:"mtu,omitempty"`
+}
+
+// DNS of the cluster: one server on every node, at the same node-local address.
+type DNS struct {
+	Domain string `json:"domain,omitempty"`
+	// Address is a link-local address that every node puts on its lo.
+	Address string `json:"address,omitempty"`
+	// Upstream servers for other names; empty means the machine's resolv.conf.
+	Upstream []string `json:"upstream,omitempty"`
+}
+
+// Etcd settings. The timers must satisfy 5 x heartbeat <= election timeout.
+type Etcd struct {
+	Heartbeat       Duration `json:"heartbeat,omitempty"`
+	ElectionTimeout Duration `json:"electionTimeout,omitempty"`
+	// QuotaMiB is the size of the database at which etcd raises its alarm.
+	QuotaMiB int `json:"quotaMiB,omitempty"`
+}
+
+// Kubernetes settings that kuorum does not leave to upstream's defaults.
+type Kubernetes struct {
+	// PodSecurity is the level that namespaces without a label enforce:
+	// "privileged", "baseline" (default) or "restricted".
+	PodSecurity string `json:"podSecurity,omitempty"`
+	// MaxPods a node.
+	MaxPods int `json:"maxPods,omitempty"`
+	// FeatureGates of all Kubernetes programs, by name.
+	FeatureGates map[string]bool `json:"featureGates,omitempty"`
+}
+
+// Lab settings matter only when the cluster runs on one host.
+type Lab struct {
+	// Port on the host's 127.0.0.1 that leads to the API; 0 picks a free one
+	// and keeps it for the lab's life.
+	Port int `json:"port,omitempty"`
+}
+
+// Servers lists the nodes with the role server, in file order.
+func (s *Spec) Servers() []Node { return s.withRole(RoleServer) }
+
+// Workers lists the nodes with the role worker, in file order.
+func (s *Spec) Workers() []Node { return s.withRole(RoleWorker) }
+
+// Node returns the node of that name, and whether there is one.
+func (s *Spec) Node(name string) (Node, bool) {
+	for _, n := range s.Spec.Nodes {
+		if n.Name == name {
+			return n, true
+		}
+	}
+	return Node{}, false
+}
+
+func (s *Spec) withRole(role Role) []Node {
+	var nodes []Node
+	for _, n := range s.Spec.Nodes {
+		if n.Role == role {
+			nodes = append(nodes, n)
+		}
+	}
+	return nodes
+}
+
+// ServiceIP is the first address of the services' range, which Kubernetes
+// gives to the Service of its own API (10.96.0.1 by default). It is the zero
+// Addr when the range is missing or malformed, which Validate rules out.
+func (s *Spec) ServiceIP() netip.Addr {
+	services, err := netip.ParsePrefix(s.Spec.Network.Services)
+	if err != nil {
+		return netip.Addr{}
+	}
+	return services.Masked().Addr().Next()
+}
+
+// Duration is a time.Duration written as Go writes it ("100ms"), in JSON and
+// in YAML alike.
+type Duration time.Duration
+
+// String writes d as Go does.
+func (d Duration) String() string { return time.Duration(d).String() }
+
+// MarshalText writes d as Go does; it never fails.
+func (d Duration) MarshalText() ([]byte, error) { return []byte(d.String()), nil }
+
+// UnmarshalText reads what MarshalText writes.
+func (d *Duration) UnmarshalText(text []byte) error {
+	parsed, err := time.ParseDuration(string(text))
+	if err != nil {
+		return fmt.Errorf("cannot read duration %s: write a number and a unit, such as 100ms or 1.5s", quote(string(text)))
+	}
+	*d = Duration(parsed)
+	return nil
+}

@@ -1,0 +1,173 @@
+package cluster
+
+import (
+	"fmt"
+	"maps"
+	"regexp"
+	"slices"
+	"strings"
+	"time"
+
+	"k8s.io/apimachinery/pkg/api/validate/content"
+)
+
+// Backends of the pod network.
+const (
+	backendVXLAN  = "vxlan"
+	backendHostGW = "host-gw"
+)
+
+// Bounds of etcd's timers and database. etcd itself refuses an election
+// timeout above 50 s or below five heartbeats, and warns above 8 GiB.
+const (
+	minHeartbeat       = 5 * time.Millisecond
+	maxHeartbeat       = 5 * time.Second
+	maxElectionTimeout = 50 * time.Second
+	electionBeats      = 5
+	minQuotaMiB        = 64
+	maxQuotaMiB        = 8192
+)
+
+var featureGate = regexp.MustCompile(`^[A-Za-z][A-Za-z0-9]{0,99}$`)
+
+// validator collects what is wrong with a spec. Paths are those of Parse.
+type validator struct {
+	spec   *Spec
+	issues []issue
+}
+
+// Validate reports everything that is wrong with a spec on which Default was
+// called. The error is a *Problem with ExitUsage; its Why has a line for each
+// issue.
+func (s *Spec) Validate() error {
+	if issues := s.issues(); len(issues) > 0 {
+		return report("the cluster's spec is not valid", "", issues)
+	}
+	return nil
+}
+
+// Warnings are sentences about a valid spec that is probably not what its
+// user wants; none of them stops a command.
+func (s *Spec) Warnings() []string {
+	voters := len(s.Servers())
+	if voters == 0 || voters%2 == 1 {
+		return nil
+	}
+	return []string{fmt.Sprintf(
+		"%d servers need %d for a quorum and survive the loss of %d: no more than %d would; use %d or %d",
+		voters, Quorum(voters), MayLose(voters), voters-1, voters-1, voters+1)}
+}
+
+func (s *Spec) issues() []issue {
+	v := &validator{spec: s}
+	v.issues = append(s.missingHead(), s.foreignHead()...)
+	v.name("metadata.name", s.Metadata.Name)
+	v.counts()
+	v.nodes()
+	v.network()
+	v.dns()
+	v.etcd()
+	v.kubernetes()
+	if port := s.Spec.Lab.Port; port != 0 {
+		v.between("spec.lab.port", port, 1024, 65535)
+	}
+	return v.issues
+}
+
+// missingHead and foreignHead check what tells a cluster.yaml from other
+// files.
+func (s *Spec) missingHead() []issue {
+	var issues []issue
+	if s.APIVersion == "" {
+		issues = append(issues, issue{paths: []string{"apiVersion"}, text: fmt.Sprintf("missing: add \"apiVersion: %s\"", APIVersion)})
+	}
+	if s.Kind == "" {
+		issues = append(issues, issue{paths: []string{"kind"}, text: fmt.Sprintf("missing: add \"kind: %s\"", Kind)})
+	}
+	return issues
+}
+
+func (s *Spec) foreignHead() []issue {
+	var issues []issue
+	if s.APIVersion != "" && s.APIVersion != APIVersion {
+		issues = append(issues, issue{paths: []string{"apiVersion"}, text: fmt.Sprintf("%s is not known, this kuorum reads %q", quote(s.APIVersion), APIVersion)})
+	}
+	if s.Kind != "" && s.Kind != Kind {
+		issues = append(issues, issue{paths: []string{"kind"}, text: fmt.Sprintf("%s is not known, this kuorum reads %q", quote(s.Kind), Kind)})
+	}
+	return issues
+}
+
+// refuse records that the field at path is wrong.
+func (v *validator) refuse(path, format string, args ...any) {
+	v.issues = append(v.issues, issue{paths: []string{path}, text: fmt.Sprintf(format, args...)})
+}
+
+// clash records that the fields at paths do not go together.
+func (v *validator) clash(paths []string, format string, args ...any) {
+	v.issues = append(v.issues, issue{paths: paths, text: fmt.Sprintf(format, args...)})
+}
+
+func (v *validator) between(path string, value, least, most int) {
+	if value < least || value > most {
+		v.refuse(path, "%d is not between %d and %d", value, least, most)
+	}
+}
+
+func (v *validator) oneOf(path, value string, known ...string) {
+	if !slices.Contains(known, value) {
+		v.refuse(path, "%s is not one of %s%s", quote(value), strings.Join(known, ", "), didYouMean(value, known))
+	}
+}
+
+// name checks the names that become host names and parts of file names.
+func (v *validator) name(path, name string) {
+	switch {
+	case name == "":
+		v.refuse(path, "missing: a name is required")
+	case len(name) > maxNameBytes:
+		v.refuse(path, "%s has %d characters, at most %d are possible", quote(name), len(name), maxNameBytes)
+	case len(content.IsDNS1123Label(name)) > 0:
+		v.refuse(path, "%s is not a name: use lower-case letters, digits and '-', with a letter or digit at both ends", quote(name))
+	case name == "localhost":
+		v.refuse(path, "\"localhost\" is every machine's name for itself: use another")
+	}
+}
+
+func (v *validator) etcd() {
+	e := v.spec.Spec.Etcd
+	heartbeat, election := time.Duration(e.Heartbeat), time.Duration(e.ElectionTimeout)
+	const heartbeatPath, electionPath = "spec.etcd.heartbeat", "spec.etcd.electionTimeout"
+	heartbeatOK := v.millis(heartbeatPath, heartbeat, minHeartbeat, maxHeartbeat)
+	electionOK := v.millis(electionPath, election, electionBeats*minHeartbeat, maxElectionTimeout)
+	if heartbeatOK && electionOK && election < electionBeats*heartbeat {
+		v.clash([]string{electionPath, heartbeatPath},
+			"%v is less than %d heartbeats of %v: a follower would call an election because of a few late packets; use at least %v",
+			election, electionBeats, heartbeat, electionBeats*heartbeat)
+	}
+	v.between("spec.etcd.quotaMiB", e.QuotaMiB, minQuotaMiB, maxQuotaMiB)
+}
+
+// millis checks a duration that etcd takes as a number of milliseconds.
+func (v *validator) millis(path string, d, least, most time.Duration) bool {
+	if d < least || d > most {
+		v.refuse(path, "%v is not between %v and %v", d, least, most)
+		return false
+	}
+	if d%time.Millisecond != 0 {
+		v.refuse(path, "%v is not a whole number of milliseconds", d)
+		return false
+	}
+	return true
+}
+
+func (v *validator) kubernetes() {
+	k := v.spec.Spec.Kubernetes
+	v.oneOf("spec.kubernetes.podSecurity", k.PodSecurity, "privileged", defaultPodSecurity, "restricted")
+	v.between("spec.kubernetes.maxPods", k.MaxPods, 10, 500)
+	for _, gate := range slices.Sorted(maps.Keys(k.FeatureGates)) {
+		if !featureGate.MatchString(gate) {
+			v.refuse(child("spec.kubernetes.featureGates", gate), "the name of a feature gate has letters and digits only")
+		}
+	}
+}

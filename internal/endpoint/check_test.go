@@ -1,0 +1,159 @@
+package endpoint
+
+import (
+	"context"
+	"net/http"
+	"sync/atomic"
+	"testing"
+	"testing/synctest"
+	"time"
+
+	"github.com/google/go-cmp/cmp"
+
+	"kuorum/internal/cluster"
+)
+
+func TestWatchKeepsTime(t *testing.T) {
+	const interval = 250 * time.Millisecond
+	tests := map[string]struct {
+		takes time.Duration // a check
+		kick  time.Duration // sent at
+		until time.Duration
+		want  []time.Duration // starts of checks
+	}{
+		"interval from start to start": {
+			takes: 100 * time.Millisecond, until: 600 * time.Millisecond,
+			want: []time.Duration{0, 250 * time.Millisecond, 500 * time.Millisecond},
+		},
+		"no pause after a slow check": {
+			takes: time.Second, until: 2500 * time.Millisecond,
+			want: []time.Duration{0, time.Second, 2 * time.Second},
+		},
+		"kick does not wait": {
+			kick: 20 * time.Millisecond, until: 300 * time.Millisecond,
+			want: []time.Duration{0, 20 * time.Millisecond, 270 * time.Millisecond},
+		},
+	}
+	for name, tt := range tests {
+		t.Run(name, func(t *testing.T) {
+			synctest.Test(t, func(t *testing.T) {
+				start := time.Now()
+				var got []time.Duration
+				kick := make(chan struct{}, 1)
+				if tt.kick > 0 {
+					time.AfterFunc(tt.kick, func() { kick <- struct{}{} })
+				}
+				ctx, cancel := context.WithTimeout(t.Context(), tt.until)
+				defer cancel()
+				watch(ctx, interval, kick, func(ctx context.Context) {
+					got = append(got, time.Since(start))
+					select {
+					case <-ctx.Done():
+					case <-time.After(tt.takes):
+					}
+				})
+				if diff := cmp.Diff(tt.want, got); diff != "" {
+					t.Errorf("checks at (-want +got):\n%s", diff)
+				}
+			})
+		})
+	}
+}
+
+func TestProbeKeepsItsConnection(t *testing.T) {
+	a := newAuthority(t)
+	s := newAPIServer(t, a, "s1")
+	p := newProbe(testConfig(a, s).withDefaults(), s.address)
+	defer p.close()
+	for _, code := range []int{200, 200, 500, 200, 429, 200} {
+		s.code.Store(int64(code))
+		r := p.check(t.Context())
+		want := unready
+		if code == http.StatusOK {
+			want = ready
+		}
+		if r.verdict != want || (r.err == nil) != (want == ready) {
+			t.Fatalf("verdict for %d is %+v", code, r)
+		}
+	}
+	if n := s.accepted.Load(); n != 1 {
+		t.Errorf("six checks took %d connections, want 1", n)
+	}
+}
+
+// A server may end an idle connection just when the next question comes.
+func TestProbeSurvivesTheEndOfItsConnection(t *testing.T) {
+	a := newAuthority(t)
+	s := newAPIServer(t, a, "s1")
+	p := newProbe(testConfig(a, s).withDefaults(), s.address)
+	defer p.close()
+	for range 3 {
+		if r := p.check(t.Context()); r.verdict != ready {
+			t.Fatalf("verdict is %+v", r)
+		}
+		s.kill()
+		s.start()
+	}
+	s.kill()
+	if r := p.check(t.Context()); r.verdict != refused {
+		t.Errorf("verdict on a dead server is %+v", r)
+	}
+}
+
+func TestProbeGivesUpOnFrozenServer(t *testing.T) {
+	a := newAuthority(t)
+	s := newAPIServer(t, a, "s1")
+	cfg := testConfig(a, s).withDefaults()
+	cfg.Timeout = cluster.Duration(100 * time.Millisecond)
+	p := newProbe(cfg, s.address)
+	defer p.close()
+	eventually(t, "it answers", func() bool { return p.check(t.Context()).verdict == ready })
+	s.freeze()
+	// On the connection it has, then on a new one that never shakes hands.
+	for range 2 {
+		r := p.check(t.Context())
+		if r.verdict != silent || r.err == nil || r.err.Error() != "no answer within 100ms" {
+			t.Errorf("result is %+v", r)
+		}
+		if p.conn != nil {
+			t.Error("the connection is kept")
+		}
+	}
+	s.thaw()
+	eventually(t, "it answers again", func() bool { return p.check(t.Context()).verdict == ready })
+}
+
+func TestProbeEndsWithItsContext(t *testing.T) {
+	a := newAuthority(t)
+	s := newAPIServer(t, a, "s1")
+	s.freeze()
+	cfg := testConfig(a, s).withDefaults()
+	cfg.Timeout = 1 << 62
+	p := newProbe(cfg, s.address)
+	ctx, cancel := context.WithCancel(t.Context())
+	var ended atomic.Bool
+	go func() {
+		p.check(ctx)
+		ended.Store(true)
+	}()
+	eventually(t, "the server sees the check", func() bool { return s.accepted.Load() > 0 })
+	cancel()
+	eventually(t, "the check ends", ended.Load)
+}
+
+func TestFailures(t *testing.T) {
+	tests := map[string]string{
+		"":                                "",
+		"ok":                              "",
+		"[+]a ok":                         "",
+		"[-]etcd failed: reason withheld": " (failed: etcd)",
+		"[+]ping ok\n[-]etcd failed: x\n[-]log failed\nreadyz": " (failed: etcd, log)",
+		"[-]":         " (failed: )",
+		"x [-]etcd\n": "",
+	}
+	for body, want := range tests {
+		if got := failures([]byte(body)); got != want {
+			t.Errorf("failures(%q) is %q, want %q", body, got, want)
+		}
+	}
+}

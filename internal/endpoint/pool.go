@@ -1,0 +1,307 @@
+package endpoint
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"log/slog"
+	"net"
+	"sync"
+	"time"
+)
+
+// dialBudget bounds the search for a backend that accepts one connection.
+const dialBudget = 3 * time.Second
+
+// The kernel finds a peer that vanished without a word after twice this long.
+const (
+	patience = 15 * time.Second
+	haste    = time.Second // when there is reason to think that it did
+)
+
+func keepAlive(idle time.Duration) net.KeepAliveConfig {
+	return net.KeepAliveConfig{Enable: true, Idle: idle, Interval: idle / 3, Count: 3}
+}
+
+// pool knows all backends, their health and their connections.
+type pool struct {
+	cfg  Config // with defaults
+	log  *slog.Logger
+	dial func(ctx context.Context, network, address string) (net.Conn, error)
+
+	mu      sync.Mutex
+	members []*member
+	turn    uint
+	lit     bool // some backend was healthy at the last verdict
+}
+
+// member is a backend in a pool, whose mutex guards what is below kick.
+type member struct {
+	Backend
+	// kick asks for a check now instead of at the next interval.
+	kick chan struct{}
+
+	health
+	suspect bool // a connect failed since the last check
+	load    int  // connections, and attempts at one
+	links   map[*link]struct{}
+	// falls counts how often the backend went down. It tells a connection made
+	// before such a moment from one made after it.
+	falls   int
+	problem string // of the last check
+	latency time.Duration
+}
+
+// link is a connection to a backend; closing it takes it off the books.
+type link struct {
+	net.Conn
+	once    sync.Once
+	release func()
+}
+
+func (l *link) Close() error {
+	l.once.Do(l.release)
+	return l.Conn.Close()
+}
+
+// result of one check.
+type result struct {
+	verdict verdict
+	err     error // why it is not ready
+	latency time.Duration
+}
+
+// newPool starts to take turns at number turn, which should differ between the
+// machines of a cluster so that they do not all prefer the same backend.
+func newPool(cfg Config, turn uint, log *slog.Logger) *pool {
+	p := &pool{cfg: cfg, log: log, dial: (&net.Dialer{KeepAliveConfig: keepAlive(patience)}).DialContext, turn: turn}
+	for _, b := range cfg.Backends {
+		p.members = append(p.members, &member{
+			Backend: b,
+			kick:    make(chan struct{}, 1),
+			health:  health{state: Unknown, since: time.Now()},
+			links:   map[*link]struct{}{},
+		})
+	}
+	return p
+}
+
+// connect finds a backend for one client. It tries every backend at most once,
+// best first, and gives up after dialBudget.
+func (p *pool) connect(ctx context.Context) (net.Conn, error) {
+	ctx, cancel := context.WithTimeout(ctx, dialBudget)
+	defer cancel()
+	tried := map[*member]bool{}
+	var errs []error
+	for ctx.Err() == nil {
+		m, falls := p.acquire(tried)
+		if m == nil {
+			break
+		}
+		tried[m] = true
+		l, err := p.attempt(ctx, m, falls)
+		if err == nil {
+			return l, nil
+		}
+		errs = append(errs, fmt.Errorf("%s: %w", m.Name, err))
+	}
+	return nil, fmt.Errorf("cannot reach any API server: %w", errors.Join(errs...))
+}
+
+// acquire reserves a place at the best backend not tried yet, so that clients
+// arriving together spread. It returns nil when all have been tried.
+func (p *pool) acquire(tried map[*member]bool) (*member, int) {
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	candidates := make([]Candidate, len(p.members))
+	for i, m := range p.members {
+		candidates[i] = Candidate{Name: m.Name, State: m.state, Suspect: m.suspect, Connections: m.load}
+	}
+	if len(tried) == 0 {
+		p.turn++
+	}
+	for _, i := range Order(candidates, p.cfg.Local, p.turn) {
+		if m := p.members[i]; !tried[m] {
+			m.load++
+			return m, m.falls
+		}
+	}
+	return nil, 0
+}
+
+// attempt turns a reserved place into a connection or gives it back.
+func (p *pool) attempt(ctx context.Context, m *member, falls int) (*link, error) {
+	// Even if all backends but the last swallow packets, the last gets its turn.
+	limit := min(time.Duration(p.cfg.Timeout), dialBudget/time.Duration(len(p.members)))
+	ctx, cancel := context.WithTimeout(ctx, limit)
+	defer cancel()
+	conn, err := p.dial(ctx, "tcp", m.Address)
+
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	switch {
+	case err != nil:
+		m.load--
+		m.doubt()
+		return nil, err
+	case m.falls != falls:
+		m.load--
+		closeAll(conn)
+		return nil, errors.New("went down while connecting")
+	}
+	l := &link{Conn: conn}
+	l.release = func() { p.release(m, l) }
+	m.links[l] = struct{}{}
+	return l, nil
+}
+
+func (p *pool) release(m *member, l *link) {
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	delete(m.links, l)
+	m.load--
+}
+
+// doubt passes over a healthy backend until it has been checked again, which
+// it asks for. Others are passed over anyway.
+func (m *member) doubt() {
+	if m.state != Healthy || m.suspect {
+		return
+	}
+	m.suspect = true
+	select {
+	case m.kick <- struct{}{}:
+	default: // A check is asked for already.
+	}
+}
+
+func (p *pool) doubted(m *member) bool {
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	return m.suspect
+}
+
+// event is what a verdict did to one backend.
+type event struct {
+	Backend
+	was, state State
+	reason     string
+	cut        []*link
+}
+
+// record applies the result of a check. Closing and logging may block, so they
+// happen without the lock.
+func (p *pool) record(ctx context.Context, m *member, r result) {
+	p.mu.Lock()
+	wasLit := p.lit
+	events := p.apply(m, r, time.Now())
+	wentDark := wasLit && !p.lit
+	p.mu.Unlock()
+	for _, e := range events {
+		for _, l := range e.cut {
+			closeAll(l)
+		}
+	}
+	for _, e := range events {
+		p.report(ctx, e)
+	}
+	if wentDark {
+		p.log.ErrorContext(ctx, "no backend is healthy, trying all of them")
+	}
+}
+
+func (p *pool) apply(m *member, r result, now time.Time) []event {
+	before := m.state
+	m.health = m.next(r.verdict, p.cfg.Fall, p.cfg.Rise, now)
+	m.suspect, m.latency, m.problem = false, r.latency, ""
+	if r.err != nil {
+		m.problem = r.err.Error()
+	}
+	p.lit = p.anyHealthy()
+	var events []event
+	if m.state != before {
+		events = append(events, m.turned(before))
+	}
+	for _, other := range p.members {
+		if len(other.links) > 0 && other.overdue(now, p.better(other), time.Duration(p.cfg.DrainTimeout)) {
+			events = append(events, event{other.Backend, other.state, other.state, other.problem, other.drop()})
+		}
+	}
+	return events
+}
+
+// turned does what the new state demands.
+func (m *member) turned(before State) event {
+	e := event{Backend: m.Backend, was: before, state: m.state, reason: m.problem}
+	switch m.state {
+	case Down:
+		m.falls++
+		e.cut = m.drop()
+	case Refused:
+		m.poke()
+	}
+	return e
+}
+
+func (p *pool) report(ctx context.Context, e event) {
+	if e.was == e.state {
+		p.log.WarnContext(ctx, "closed the connections of a backend", "backend", e.Name,
+			"state", e.state, "closed_connections", len(e.cut))
+		return
+	}
+	level := slog.LevelWarn
+	if e.state == Healthy {
+		level = slog.LevelInfo
+	}
+	p.log.Log(ctx, level, "backend changed", "backend", e.Name, "address", e.Address,
+		"state", e.state, "was", e.was, "reason", e.reason, "closed_connections", len(e.cut))
+}
+
+// poke makes the kernel ask for a sign of life on every connection. If the
+// machine was cut off and is back already, it knows nothing of them and resets
+// them; connections to a server that merely stopped listening stay.
+func (m *member) poke() {
+	for l := range m.links {
+		if tcp, ok := l.Conn.(interface {
+			SetKeepAliveConfig(net.KeepAliveConfig) error
+		}); ok {
+			// A connection that just ended fails here; its copy notices.
+			_ = tcp.SetKeepAliveConfig(keepAlive(haste))
+		}
+	}
+}
+
+// drop lists the connections of m and forgets them, so that each is closed and
+// reported once; they count as load until they are closed.
+func (m *member) drop() []*link {
+	links := make([]*link, 0, len(m.links))
+	for l := range m.links {
+		links = append(links, l)
+	}
+	clear(m.links)
+	return links
+}
+
+// better is the time since which a backend other than m has been healthy; zero
+// if none is.
+func (p *pool) better(m *member) time.Time {
+	var since time.Time
+	for _, other := range p.members {
+		if other == m || other.state != Healthy {
+			continue
+		}
+		if since.IsZero() || other.since.Before(since) {
+			since = other.since
+		}
+	}
+	return since
+}
+
+func (p *pool) anyHealthy() bool {
+	for _, m := range p.members {
+		if m.state == Healthy {
+			return true
+		}
+	}
+	return false
+}

@@ -1,0 +1,241 @@
+package endpoint
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"log/slog"
+	"net"
+	"slices"
+	"sync"
+	"syscall"
+	"testing"
+	"testing/synctest"
+	"time"
+
+	"github.com/google/go-cmp/cmp"
+)
+
+// fakePool has n backends named by their addresses; dial plays the network.
+func fakePool(n int, dial func(ctx context.Context, address string) (net.Conn, error)) *pool {
+	var cfg Config
+	for i := range n {
+		name := fmt.Sprint("s", i+1)
+		cfg.Backends = append(cfg.Backends, Backend{name, name})
+	}
+	p := newPool(cfg.withDefaults(), uint(n)-1, slog.New(slog.DiscardHandler))
+	p.dial = func(ctx context.Context, _, address string) (net.Conn, error) { return dial(ctx, address) }
+	return p
+}
+
+func accept(context.Context, string) (net.Conn, error) {
+	conn, _ := net.Pipe()
+	return conn, nil
+}
+
+func (p *pool) connections() []int {
+	var list []int
+	for _, s := range p.status() {
+		list = append(list, s.Connections)
+	}
+	return list
+}
+
+func TestConnectTriesEachBackendWithinBudget(t *testing.T) {
+	for _, n := range []int{1, 2, 3, 7} {
+		t.Run(fmt.Sprint(n), func(t *testing.T) {
+			synctest.Test(t, func(t *testing.T) {
+				var tried []string
+				p := fakePool(n, func(ctx context.Context, address string) (net.Conn, error) {
+					tried = append(tried, address)
+					<-ctx.Done() // A machine without power.
+					return nil, ctx.Err()
+				})
+				start := time.Now()
+				_, err := p.connect(t.Context())
+				if !errors.Is(err, context.DeadlineExceeded) {
+					t.Errorf("error is %v", err)
+				}
+				if took := time.Since(start); took > dialBudget {
+					t.Errorf("gave up after %v", took)
+				}
+				slices.Sort(tried)
+				if len(tried) != n || len(slices.Compact(tried)) != n {
+					t.Errorf("tried %v, want each of %d once", tried, n)
+				}
+				if diff := cmp.Diff(make([]int, n), p.connections()); diff != "" {
+					t.Errorf("connections left (-want +got):\n%s", diff)
+				}
+			})
+		})
+	}
+}
+
+func TestClientsArrivingTogetherSpread(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		gate := make(chan struct{})
+		p := fakePool(3, func(ctx context.Context, address string) (net.Conn, error) {
+			<-gate
+			return accept(ctx, address)
+		})
+		var clients sync.WaitGroup
+		for range 30 {
+			clients.Go(func() {
+				if _, err := p.connect(t.Context()); err != nil {
+					t.Error(err)
+				}
+			})
+		}
+		synctest.Wait()
+		close(gate)
+		clients.Wait()
+		if diff := cmp.Diff([]int{10, 10, 10}, p.connections()); diff != "" {
+			t.Errorf("connections (-want +got):\n%s", diff)
+		}
+	})
+}
+
+func TestConnectionMadeWhileGoingDownIsNotUsed(t *testing.T) {
+	var p *pool
+	var dialled []string
+	p = fakePool(2, func(ctx context.Context, address string) (net.Conn, error) {
+		dialled = append(dialled, address)
+		if len(dialled) == 1 {
+			for range 2 {
+				p.record(ctx, p.members[0], result{verdict: silent, err: errors.New("frozen")})
+			}
+		}
+		return accept(ctx, address)
+	})
+	conn, err := p.connect(t.Context())
+	if err != nil {
+		t.Fatal(err)
+	}
+	if diff := cmp.Diff([]string{"s1", "s2"}, dialled); diff != "" {
+		t.Errorf("dialled (-want +got):\n%s", diff)
+	}
+	if diff := cmp.Diff([]int{0, 1}, p.connections()); diff != "" {
+		t.Errorf("connections (-want +got):\n%s", diff)
+	}
+	closeAll(conn, conn)
+	if diff := cmp.Diff([]int{0, 0}, p.connections()); diff != "" {
+		t.Errorf("connections after closing twice (-want +got):\n%s", diff)
+	}
+}
+
+func TestSuspectIsCheckedOnceAndPassedOver(t *testing.T) {
+	broken := true
+	p := fakePool(2, func(ctx context.Context, address string) (net.Conn, error) {
+		if broken && address == "s1" {
+			return nil, syscall.ECONNREFUSED
+		}
+		return accept(ctx, address)
+	})
+	for _, m := range p.members {
+		p.record(t.Context(), m, result{verdict: ready})
+	}
+	for range 5 {
+		if _, err := p.connect(t.Context()); err != nil {
+			t.Fatal(err)
+		}
+	}
+	if got := len(p.members[0].kick); got != 1 {
+		t.Errorf("%d checks asked for, want 1", got)
+	}
+	if diff := cmp.Diff([]int{0, 5}, p.connections()); diff != "" {
+		t.Errorf("connections (-want +got):\n%s", diff)
+	}
+	// Nothing but a check clears it.
+	broken = false
+	p.record(t.Context(), p.members[0], result{verdict: ready})
+	if _, err := p.connect(t.Context()); err != nil {
+		t.Fatal(err)
+	}
+	if diff := cmp.Diff([]int{1, 5}, p.connections()); diff != "" {
+		t.Errorf("connections after the check (-want +got):\n%s", diff)
+	}
+}
+
+// The life of connections to s1, second by second, with a check of both
+// backends each second.
+func TestWhenConnectionsAreCut(t *testing.T) {
+	const s = time.Second
+	forever := func(v verdict) []verdict { return []verdict{v} } // the last one repeats
+	tests := map[string]struct {
+		first, second []verdict
+		want          time.Duration // after the start; 0: never
+	}{
+		"healthy":                       {forever(ready), forever(ready), 0},
+		"silent":                        {[]verdict{ready, ready, silent}, forever(ready), 3 * s},
+		"silent, nobody else":           {[]verdict{ready, ready, silent}, forever(refused), 3 * s},
+		"one slow answer":               {[]verdict{ready, silent, ready}, forever(ready), 0},
+		"drains for 30 s":               {[]verdict{ready, unready}, forever(ready), 31 * s},
+		"drains, ready again":           {[]verdict{ready, unready, unready, ready}, forever(ready), 0},
+		"drains, then silent":           {[]verdict{ready, unready, unready, silent}, forever(ready), 4 * s},
+		"refused drains as well":        {[]verdict{ready, refused}, forever(ready), 31 * s},
+		"nobody is better":              {[]verdict{ready, unready}, forever(unready), 0},
+		"somebody recovers after 3 s":   {[]verdict{ready, unready}, []verdict{unready, unready, unready, ready}, 33 * s},
+		"both recover, one a bit later": {[]verdict{unready, unready, unready, unready, ready}, []verdict{unready, unready, ready}, 0},
+	}
+	for name, tt := range tests {
+		t.Run(name, func(t *testing.T) {
+			synctest.Test(t, func(t *testing.T) {
+				p := fakePool(2, accept)
+				conn, err := p.connect(t.Context())
+				if err != nil {
+					t.Fatal(err)
+				}
+				var cut time.Duration
+				start := time.Now()
+				tick := time.NewTicker(s)
+				defer tick.Stop()
+				for i := range 120 {
+					p.record(t.Context(), p.members[1], result{verdict: tt.second[min(i, len(tt.second)-1)]})
+					p.record(t.Context(), p.members[0], result{verdict: tt.first[min(i, len(tt.first)-1)]})
+					if p.connections()[0] == 0 {
+						cut = time.Since(start)
+						break
+					}
+					<-tick.C
+				}
+				if cut != tt.want {
+					t.Errorf("cut after %v, want %v", cut, tt.want)
+				}
+				closeAll(conn)
+			})
+		})
+	}
+}
+
+func TestRefusalAsksForSignOfLife(t *testing.T) {
+	ln := localListener(t)
+	p := fakePool(1, func(ctx context.Context, _ string) (net.Conn, error) {
+		return (&net.Dialer{KeepAliveConfig: keepAlive(patience)}).DialContext(ctx, "tcp", ln.Addr().String())
+	})
+	conn, err := p.connect(t.Context())
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer closeAll(conn)
+	idle := func() (seconds int) {
+		raw, err := bare(conn).(*net.TCPConn).SyscallConn()
+		if err != nil {
+			t.Fatal(err)
+		}
+		var inner error
+		err = raw.Control(func(fd uintptr) {
+			seconds, inner = syscall.GetsockoptInt(int(fd), syscall.IPPROTO_TCP, syscall.TCP_KEEPIDLE)
+		})
+		if err := errors.Join(err, inner); err != nil {
+			t.Fatal(err)
+		}
+		return seconds
+	}
+	if got := idle(); got != 15 {
+		t.Errorf("keep-alive starts after %d s, want 15", got)
+	}
+	p.record(t.Context(), p.members[0], result{verdict: refused})
+	if got := idle(); got != 1 {
+		t.Errorf("keep-alive starts after %d s, want 1", got)
+	}
+}

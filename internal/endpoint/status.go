@@ -1,0 +1,81 @@
+package endpoint
+
+import (
+	"context"
+	"encoding/json"
+	"errors"
+	"fmt"
+	"net"
+	"net/http"
+	"time"
+
+	"kuorum/internal/cluster"
+)
+
+// BackendStatus is an element of the list at /status.
+type BackendStatus struct {
+	Backend
+	Healthy bool  `json:"healthy"`
+	State   State `json:"state"`
+	// Since when the backend has been in this state.
+	Since       time.Time `json:"since"`
+	Connections int       `json:"connections"`
+	// LastError is the reason why the last check failed; empty if it did not.
+	LastError string `json:"lastError,omitempty"`
+	// Latency of the last check; 0 before the first.
+	Latency cluster.Duration `json:"latency"`
+}
+
+func (p *pool) status() []BackendStatus {
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	list := make([]BackendStatus, 0, len(p.members))
+	for _, m := range p.members {
+		list = append(list, BackendStatus{
+			Backend:     m.Backend,
+			Healthy:     m.state == Healthy,
+			State:       m.state,
+			Since:       m.since,
+			Connections: m.load,
+			LastError:   m.problem,
+			Latency:     cluster.Duration(m.latency),
+		})
+	}
+	return list
+}
+
+// handler serves /healthz (200 when a backend is healthy, else 503) and
+// /status (a list of BackendStatus, in the order of the configuration).
+func (p *pool) handler() http.Handler {
+	mux := http.NewServeMux()
+	mux.HandleFunc("GET /healthz", func(w http.ResponseWriter, _ *http.Request) {
+		p.mu.Lock()
+		healthy := p.anyHealthy()
+		p.mu.Unlock()
+		if !healthy {
+			http.Error(w, "no backend is healthy", http.StatusServiceUnavailable)
+			return
+		}
+		_, _ = w.Write([]byte("ok\n"))
+	})
+	mux.HandleFunc("GET /status", func(w http.ResponseWriter, _ *http.Request) {
+		w.Header().Set("Content-Type", "application/json")
+		// The only error is a client that left.
+		_ = json.NewEncoder(w).Encode(p.status())
+	})
+	return mux
+}
+
+// serveStatus owns ln and returns nil when ctx is done.
+func (p *pool) serveStatus(ctx context.Context, ln net.Listener) error {
+	server := &http.Server{
+		Handler:           p.handler(),
+		ReadHeaderTimeout: 5 * time.Second,
+		IdleTimeout:       time.Minute,
+	}
+	defer context.AfterFunc(ctx, func() { _ = server.Close() })()
+	if err := server.Serve(ln); !errors.Is(err, http.ErrServerClosed) {
+		return fmt.Errorf("cannot serve the balancer's status: %w", err)
+	}
+	return nil
+}

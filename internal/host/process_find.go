@@ -1,0 +1,103 @@
+package host
+
+import (
+	"bytes"
+	"errors"
+	"fmt"
+	"os"
+	"slices"
+	"strconv"
+	"strings"
+
+	"golang.org/x/sys/unix"
+)
+
+// stat is the part of /proc/PID/stat that tells processes apart (proc_pid_stat(5)).
+type stat struct {
+	state   byte
+	session int
+	start   uint64 // clock ticks since boot
+}
+
+// dead tells that nothing of the process runs any more: a zombie waits for
+// its parent, or the kernel is about to remove it.
+func (s stat) dead() bool { return s.state == 'Z' || s.state == 'X' || s.state == 'x' }
+
+func readStat(pid int) (stat, error) {
+	data, err := os.ReadFile(fmt.Sprintf("/proc/%d/stat", pid))
+	if errors.Is(err, os.ErrNotExist) || errors.Is(err, unix.ESRCH) {
+		return stat{}, ErrGone
+	}
+	if err != nil {
+		return stat{}, err
+	}
+	return parseStat(string(data))
+}
+
+// parseStat reads the fields after the program's name, which stands in
+// parentheses and may itself hold blanks and parentheses.
+func parseStat(line string) (stat, error) {
+	fields := strings.Fields(line[strings.LastIndexByte(line, ')')+1:])
+	const state, session, start = 3 - 3, 6 - 3, 22 - 3 // field numbers of the manual
+	if len(fields) <= start {
+		return stat{}, fmt.Errorf("cannot read process status %q: too few fields", line)
+	}
+	sid, err := strconv.Atoi(fields[session])
+	if err != nil {
+		return stat{}, fmt.Errorf("cannot read process status: session: %w", err)
+	}
+	ticks, err := strconv.ParseUint(fields[start], 10, 64)
+	if err != nil {
+		return stat{}, fmt.Errorf("cannot read process status: start time: %w", err)
+	}
+	return stat{state: fields[state][0], session: sid, start: ticks}, nil
+}
+
+// FindLeader looks for the session leader that was started with variable
+// (KEY=VALUE) in its environment, and returns its PID and start time, or
+// ErrGone. Descendants inherit the variable but not the session's lead; should
+// one lead a session of its own, the oldest is meant. It reads all of /proc.
+func FindLeader(variable string) (pid int, startTime uint64, err error) {
+	entries, err := os.ReadDir("/proc")
+	if err != nil {
+		return 0, 0, fmt.Errorf("cannot list processes: %w", err)
+	}
+	for _, entry := range entries {
+		n, err := strconv.Atoi(entry.Name())
+		if err != nil {
+			continue
+		}
+		st, err := readStat(n)
+		if err != nil || st.session != n || st.dead() || !hasVariable(n, variable) {
+			continue
+		}
+		if pid == 0 || st.start < startTime {
+			pid, startTime = n, st.start
+		}
+	}
+	if pid == 0 {
+		return 0, 0, fmt.Errorf("cannot find the process with %s: %w", variable, ErrGone)
+	}
+	return pid, startTime, nil
+}
+
+// hasVariable is false for processes of users whose environment we may not read.
+func hasVariable(pid int, variable string) bool {
+	data, err := os.ReadFile(fmt.Sprintf("/proc/%d/environ", pid))
+	if err != nil {
+		return false
+	}
+	return slices.ContainsFunc(bytes.Split(data, []byte{0}), func(v []byte) bool {
+		return string(v) == variable
+	})
+}
+
+// BootID names the running boot of the kernel (random(4)). Start times of
+// processes can be compared only within one.
+func BootID() (string, error) {
+	data, err := os.ReadFile("/proc/sys/kernel/random/boot_id")
+	if err != nil {
+		return "", fmt.Errorf("cannot read the boot id: %w", err)
+	}
+	return strings.TrimSpace(string(data)), nil
+}

@@ -1,0 +1,124 @@
+package lab
+
+import (
+	"context"
+	"encoding/json"
+	"errors"
+	"fmt"
+	"io"
+	"net"
+	"net/http"
+	"os"
+	"strconv"
+	"strings"
+	"time"
+
+	"kuorum/internal/cluster"
+)
+
+// Running tells whether the lab's process lives, and its pid. The lock tells
+// it: the kernel lets go of it when the process ends.
+func (l *Lab) Running() (int, bool) {
+	held, err := lock(l.path("lab.lock"))
+	if err == nil {
+		_ = held.Close()
+		return 0, false
+	}
+	data, err := os.ReadFile(l.path("lab.pid"))
+	if err != nil {
+		return 0, true // it has not written its pid yet
+	}
+	pid, _ := strconv.Atoi(strings.TrimSpace(string(data))) // 0 when damaged
+	return pid, true
+}
+
+// Status asks the lab process for the state of the lab's machines.
+func (l *Lab) Status(ctx context.Context) (Status, error) {
+	var s Status
+	err := l.call(ctx, http.MethodGet, "/v1/status", &s)
+	return s, err
+}
+
+// StartMachine powers a machine on and returns when its init runs.
+func (l *Lab) StartMachine(ctx context.Context, name string) error {
+	return l.call(ctx, http.MethodPost, "/v1/machines/"+name+"/start", nil)
+}
+
+// StopMachine shuts a machine down cleanly and returns when it is off.
+func (l *Lab) StopMachine(ctx context.Context, name string) error {
+	return l.call(ctx, http.MethodPost, "/v1/machines/"+name+"/stop", nil)
+}
+
+// PowerOffMachine cuts a machine's power.
+func (l *Lab) PowerOffMachine(ctx context.Context, name string) error {
+	return l.call(ctx, http.MethodPost, "/v1/machines/"+name+"/poweroff", nil)
+}
+
+func (l *Lab) call(ctx context.Context, method, path string, into any) error {
+	if _, ok := l.Running(); !ok {
+		return &cluster.Problem{
+			What: fmt.Sprintf("lab %q is not running", l.Name),
+			Do:   "kuorum up " + l.Name,
+			Exit: cluster.ExitNoQuorum,
+		}
+	}
+	dial := func(ctx context.Context, _, _ string) (net.Conn, error) {
+		return (&net.Dialer{}).DialContext(ctx, "unix", l.path("control.sock"))
+	}
+	transport := &http.Transport{DialContext: dial, DisableKeepAlives: true}
+	req, err := http.NewRequestWithContext(ctx, method, "http://lab"+path, nil)
+	if err != nil {
+		return fmt.Errorf("cannot ask lab %s: %w", l.Name, err)
+	}
+	resp, err := (&http.Client{Transport: transport}).Do(req)
+	if err != nil {
+		return fmt.Errorf("cannot ask lab %s: %w", l.Name, err)
+	}
+	defer resp.Body.Close()
+	body, err := io.ReadAll(resp.Body)
+	if err != nil {
+		return fmt.Errorf("cannot ask lab %s: %w", l.Name, err)
+	}
+	if resp.StatusCode != http.StatusOK {
+		var failed report
+		if json.Unmarshal(body, &failed) != nil || failed.Error == "" {
+			failed.Error = resp.Status
+		}
+		return errors.New(failed.Error)
+	}
+	if into == nil {
+		return nil
+	}
+	if err := json.Unmarshal(body, into); err != nil {
+		return fmt.Errorf("cannot read the answer of lab %s: %w", l.Name, err)
+	}
+	return nil
+}
+
+// waitGone blocks until the lab's process has ended.
+func (l *Lab) waitGone(ctx context.Context) error {
+	return poll(ctx, 20*time.Millisecond, func() error {
+		if _, ok := l.Running(); ok {
+			return fmt.Errorf("the process of lab %s still runs", l.Name)
+		}
+		return nil
+	})
+}
+
+// poll calls try until it succeeds, spaced by every; when ctx ends first it
+// returns what try said last.
+func poll(ctx context.Context, every time.Duration, try func() error) error {
+	tick := time.NewTicker(every)
+	defer tick.Stop()
+	for {
+		err := try()
+		if err == nil {
+			return nil
+		}
+		select {
+		case <-ctx.Done():
+			return errors.Join(context.Cause(ctx), err)
+		case <-tick.C:
+		}
+	}
+}

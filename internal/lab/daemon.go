@@ -1,0 +1,326 @@
+package lab
+
+import (
+	"context"
+	"encoding/json"
+	"errors"
+	"fmt"
+	"io"
+	"log/slog"
+	"net"
+	"net/http"
+	"net/netip"
+	"os"
+	"strconv"
+	"sync"
+	"time"
+
+	"golang.org/x/sync/errgroup"
+
+	"kuorum/internal/cluster"
+	"kuorum/internal/component"
+	"kuorum/internal/endpoint"
+	"kuorum/internal/host"
+	"kuorum/internal/pki"
+)
+
+// Descriptors that `up` hands to the lab process.
+const (
+	listenerFD = 3 // the API's listener, made in the host's network namespace
+	readyFD    = 4 // a pipe: one report, then closed
+	lockFD     = 5 // the lab's lock, held for as long as the process lives
+)
+
+// daemon is the one background process of a lab. It lives in a network
+// namespace of its own, which is the lab's switch: when it ends, however it
+// ends, so do its machines, its cables and its forwarder.
+type daemon struct {
+	lab      *Lab
+	log      *slog.Logger
+	machines []*Machine
+	agents   *http.Client
+	stop     chan struct{}
+	stopOnce sync.Once
+}
+
+// Serve is the lab process: it makes the switch, powers every machine on and
+// serves the control socket and the API's forwarder until it is told to stop
+// or ctx ends. It must have been started by Up.
+func (s Store) Serve(ctx context.Context, name, bundle string, log *slog.Logger) error {
+	ready := os.NewFile(readyFD, "ready")
+	d, control, err := s.prepare(ctx, name, bundle, log)
+	answer := report{}
+	if err != nil {
+		answer.Error = err.Error()
+	}
+	if err := errors.Join(json.NewEncoder(ready).Encode(answer), ready.Close()); err != nil {
+		log.Warn("nobody waits for this lab", "error", err)
+	}
+	if err != nil {
+		return err
+	}
+	return d.run(ctx, control)
+}
+
+func (s Store) prepare(ctx context.Context, name, bundle string, log *slog.Logger) (*daemon, net.Listener, error) {
+	l, err := s.Open(name)
+	if err != nil {
+		return nil, nil, err
+	}
+	l.bundle = bundle
+	hierarchies, err := host.MountedHierarchies()
+	if err != nil {
+		return nil, nil, err
+	}
+	if err := joinCgroup(l, hierarchies); err != nil {
+		return nil, nil, err
+	}
+	if err := makeSwitch(l); err != nil {
+		return nil, nil, err
+	}
+	d := &daemon{lab: l, log: log, stop: make(chan struct{})}
+	for i, n := range l.Spec.Spec.Nodes {
+		m, err := newMachine(l, i, n, hierarchies)
+		if err != nil {
+			return nil, nil, err
+		}
+		d.machines = append(d.machines, m)
+	}
+	if d.agents, err = agentClient(l); err != nil {
+		return nil, nil, err
+	}
+	control, err := listenControl(l)
+	if err != nil {
+		return nil, nil, err
+	}
+	return d, control, d.each(ctx, (*Machine).Start)
+}
+
+// joinCgroup puts the lab process into a group beside its machines', so that
+// the lab's whole use of the host can be read in one place.
+func joinCgroup(l *Lab, hierarchies []host.Hierarchy) error {
+	own := host.NewCgroup(hierarchies, l.cgroupPath("lab"))
+	if err := own.Create(); err != nil {
+		return err
+	}
+	return own.Add(os.Getpid())
+}
+
+func makeSwitch(l *Lab) error {
+	network, err := netip.ParsePrefix(l.Spec.Spec.Network.Nodes)
+	if err != nil {
+		return fmt.Errorf("cannot read the machines' network: %w", err)
+	}
+	address := netip.PrefixFrom(network.Masked().Addr().Next(), network.Bits())
+	if err := host.MakeSwitch(address, l.Spec.Spec.Network.MTU); err != nil {
+		return err
+	}
+	return host.ProbeLinks(l.Spec.Spec.Network.Backend)
+}
+
+func agentClient(l *Lab) (*http.Client, error) {
+	var files [3][]byte
+	for i, name := range []string{"ca.crt", "agent.crt", "agent.key"} {
+		data, err := os.ReadFile(l.Client(name))
+		if err != nil {
+			return nil, fmt.Errorf("cannot talk to agents: %w", err)
+		}
+		files[i] = data
+	}
+	// The server's name is checked against the address that is dialled.
+	config, err := pki.ClientTLS(files[0], pki.Pair{Cert: files[1], Key: files[2]}, "")
+	if err != nil {
+		return nil, fmt.Errorf("cannot talk to agents: %w", err)
+	}
+	return &http.Client{Timeout: 5 * time.Second, Transport: &http.Transport{TLSClientConfig: config, IdleConnTimeout: time.Minute}}, nil
+}
+
+func listenControl(l *Lab) (net.Listener, error) {
+	path := l.path("control.sock")
+	if err := os.Remove(path); err != nil && !errors.Is(err, os.ErrNotExist) {
+		return nil, fmt.Errorf("cannot clear the old control socket: %w", err)
+	}
+	ln, err := net.Listen("unix", path)
+	if err != nil {
+		return nil, fmt.Errorf("cannot make the control socket: %w", err)
+	}
+	return ln, os.Chmod(path, 0o600)
+}
+
+func (d *daemon) run(ctx context.Context, control net.Listener) error {
+	running, cancel := context.WithCancel(ctx)
+	defer cancel()
+	group, inner := errgroup.WithContext(running)
+	server := &http.Server{Handler: d.handler(), ReadHeaderTimeout: 5 * time.Second}
+	group.Go(func() error {
+		if err := server.Serve(control); !errors.Is(err, http.ErrServerClosed) {
+			return fmt.Errorf("cannot serve the control socket: %w", err)
+		}
+		return nil
+	})
+	group.Go(func() error { return d.forward(inner) })
+	group.Go(func() error {
+		select {
+		case <-inner.Done():
+		case <-d.stop:
+		}
+		cancel()
+		// Shutdown lets the answer to the stop request out.
+		limited, done := context.WithTimeout(context.WithoutCancel(ctx), 2*time.Second)
+		defer done()
+		return server.Shutdown(limited)
+	})
+	err := group.Wait()
+	off, done := context.WithTimeout(context.WithoutCancel(ctx), 10*time.Second)
+	defer done()
+	return errors.Join(err, d.each(off, (*Machine).PowerOff))
+}
+
+// forward leads connections to the host's port to the API servers. It is the
+// same balancer that runs on every machine, so a server that died or froze
+// loses its connections here at once as well.
+func (d *daemon) forward(ctx context.Context) error {
+	file := os.NewFile(listenerFD, "api")
+	ln, err := net.FileListener(file)
+	if err != nil {
+		return fmt.Errorf("cannot use the API's listener: %w", err)
+	}
+	if err := file.Close(); err != nil {
+		return fmt.Errorf("cannot use the API's listener: %w", err)
+	}
+	config := endpoint.Config{
+		CA: d.lab.Client("ca.crt"), Cert: d.lab.Client("agent.crt"), Key: d.lab.Client("agent.key"),
+	}
+	for _, n := range d.lab.Spec.Servers() {
+		config.Backends = append(config.Backends, endpoint.Backend{
+			Name: n.Name, Address: net.JoinHostPort(n.Address, strconv.Itoa(component.PortAPIServer)),
+		})
+	}
+	return endpoint.Serve(ctx, config, []net.Listener{ln}, d.log)
+}
+
+func (d *daemon) each(ctx context.Context, do func(*Machine, context.Context) error) error {
+	var group errgroup.Group
+	for _, m := range d.machines {
+		group.Go(func() error { return do(m, ctx) })
+	}
+	return group.Wait()
+}
+
+// handler serves the control socket.
+func (d *daemon) handler() http.Handler {
+	mux := http.NewServeMux()
+	mux.HandleFunc("GET /v1/status", func(w http.ResponseWriter, r *http.Request) {
+		answer(w, d.status(r.Context()), nil)
+	})
+	actions := map[string]func(*Machine, context.Context) error{
+		"start": (*Machine).Start, "stop": (*Machine).Stop, "poweroff": (*Machine).PowerOff,
+	}
+	for verb, do := range actions {
+		mux.HandleFunc("POST /v1/machines/{name}/"+verb, func(w http.ResponseWriter, r *http.Request) {
+			d.log.Info("machine", "verb", verb, "name", r.PathValue("name"))
+			answer(w, struct{}{}, d.one(r, do))
+		})
+	}
+	mux.HandleFunc("POST /v1/start", func(w http.ResponseWriter, r *http.Request) {
+		answer(w, struct{}{}, d.each(r.Context(), (*Machine).Start))
+	})
+	mux.HandleFunc("POST /v1/stop", func(w http.ResponseWriter, r *http.Request) {
+		err := d.each(r.Context(), (*Machine).Stop)
+		answer(w, struct{}{}, err)
+		if err == nil {
+			d.stopOnce.Do(func() { close(d.stop) })
+		}
+	})
+	return mux
+}
+
+func (d *daemon) one(r *http.Request, do func(*Machine, context.Context) error) error {
+	for _, m := range d.machines {
+		if m.Node.Name == r.PathValue("name") {
+			return do(m, r.Context())
+		}
+	}
+	return fmt.Errorf("lab %s has no machine %q", d.lab.Name, r.PathValue("name"))
+}
+
+func answer(w http.ResponseWriter, value any, err error) {
+	w.Header().Set("Content-Type", "application/json")
+	if err != nil {
+		w.WriteHeader(http.StatusInternalServerError)
+		value = report{Error: err.Error()}
+	}
+	_ = json.NewEncoder(w).Encode(value) // the caller has gone: nobody to tell
+}
+
+// Power of a machine.
+const (
+	PowerOn  = "on"
+	PowerOff = "off"
+)
+
+// Status is what a lab process tells of its lab, probed when asked for.
+type Status struct {
+	Name     string          `json:"name"`
+	PID      int             `json:"pid"`
+	Server   string          `json:"server"`
+	Machines []MachineStatus `json:"machines"`
+}
+
+// MachineStatus is one machine of a lab.
+type MachineStatus struct {
+	Name    string              `json:"name"`
+	Role    cluster.Role        `json:"role"`
+	Address string              `json:"address"`
+	Power   string              `json:"power"`
+	Since   time.Time           `json:"since"`           // of the power state
+	PID     int                 `json:"pid,omitempty"`   // of its init, as the host sees it
+	Agent   *cluster.NodeStatus `json:"agent,omitempty"` // nil when the agent does not answer
+	Error   string              `json:"error,omitempty"` // why it does not
+}
+
+func (d *daemon) status(ctx context.Context) Status {
+	s := Status{Name: d.lab.Name, PID: os.Getpid(), Server: d.lab.Server(), Machines: make([]MachineStatus, len(d.machines))}
+	var all sync.WaitGroup
+	for i, m := range d.machines {
+		all.Go(func() { s.Machines[i] = d.machineStatus(ctx, m) })
+	}
+	all.Wait()
+	return s
+}
+
+func (d *daemon) machineStatus(ctx context.Context, m *Machine) MachineStatus {
+	m.mu.Lock()
+	s := MachineStatus{Name: m.Node.Name, Role: m.Node.Role, Address: m.Node.Address, Power: PowerOff, Since: m.since.UTC()}
+	if m.init != nil {
+		s.Power, s.PID = PowerOn, m.init.Process.Pid
+	}
+	m.mu.Unlock()
+	if s.Power == PowerOff {
+		return s
+	}
+	var agent cluster.NodeStatus
+	if err := d.ask(ctx, m.Node.Address, &agent); err != nil {
+		s.Error = err.Error()
+		return s
+	}
+	s.Agent = &agent
+	return s
+}
+
+func (d *daemon) ask(ctx context.Context, address string, into any) error {
+	url := "https://" + net.JoinHostPort(address, strconv.Itoa(component.PortAgent)) + "/v1/status"
+	req, err := http.NewRequestWithContext(ctx, http.MethodGet, url, nil)
+	if err != nil {
+		return err
+	}
+	resp, err := d.agents.Do(req)
+	if err != nil {
+		return err
+	}
+	defer resp.Body.Close()
+	if resp.StatusCode != http.StatusOK {
+		return fmt.Errorf("the agent of %s says %s", address, resp.Status)
+	}
+	return json.NewDecoder(io.LimitReader(resp.Body, 1<<20)).Decode(into)
+}

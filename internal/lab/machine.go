@@ -1,0 +1,283 @@
+package lab
+
+import (
+	"context"
+	"encoding/json"
+	"errors"
+	"fmt"
+	"io"
+	"net"
+	"net/netip"
+	"os"
+	"os/exec"
+	"path/filepath"
+	"strings"
+	"sync"
+	"syscall"
+	"time"
+
+	"kuorum/internal/cluster"
+	"kuorum/internal/component"
+	"kuorum/internal/host"
+)
+
+// stopTimeout bounds a clean shutdown of a machine, in which etcd hands its
+// leadership over and the API server finishes its requests.
+const stopTimeout = 90 * time.Second
+
+// kubeletSysctls are the kernel settings that a kubelet insists on. Machines
+// see them as set, so that the host's are not written.
+func kubeletSysctls() map[string]string {
+	return map[string]string{
+		"vm/overcommit_memory":      "1",
+		"vm/panic_on_oom":           "0",
+		"kernel/panic":              "10",
+		"kernel/panic_on_oops":      "1",
+		"kernel/keys/root_maxkeys":  "1000000",
+		"kernel/keys/root_maxbytes": "25000000",
+	}
+}
+
+// blueprint is what a machine's first process is told before it becomes the
+// machine's init. It goes over the socket that stays between it and the lab.
+type blueprint struct {
+	Root        host.Root
+	Hostname    string
+	Hosts       string // /etc/hosts
+	Address     netip.Prefix
+	Gateway     netip.Addr
+	Agent       []string // argv
+	Hierarchies []host.Hierarchy
+}
+
+// Machine is one lab machine: a set of namespaces with a disk directory that
+// outlives them.
+type Machine struct {
+	Node cluster.Node
+
+	plan  blueprint
+	port  string // its end of the cable at the switch
+	mtu   int
+	group *host.Cgroup
+	exe   string
+	log   string
+
+	mu    sync.Mutex
+	init  *exec.Cmd // nil while it is off
+	wire  net.Conn  // to its init
+	off   chan struct{}
+	since time.Time
+}
+
+// pid of the machine's init in the lab process's view; 0 while it is off.
+func (m *Machine) pid() int {
+	m.mu.Lock()
+	defer m.mu.Unlock()
+	if m.init == nil {
+		return 0
+	}
+	return m.init.Process.Pid
+}
+
+// Start powers the machine on. It returns when its init runs with network and
+// root in place; its components start after that. A machine that is on stays
+// as it is.
+func (m *Machine) Start(ctx context.Context) error {
+	m.mu.Lock()
+	defer m.mu.Unlock()
+	if m.init != nil {
+		return nil
+	}
+	if err := m.group.Create(); err != nil {
+		return err
+	}
+	ours, theirs, err := socketPair()
+	if err != nil {
+		return err
+	}
+	defer theirs.Close()
+	cmd, err := m.spawn(theirs)
+	if err != nil {
+		return errors.Join(err, ours.Close())
+	}
+	if err := m.boot(ctx, cmd.Process.Pid, ours); err != nil {
+		return errors.Join(fmt.Errorf("cannot boot machine %s: %w", m.Node.Name, err), cmd.Process.Kill(), ignoreExit(cmd.Wait()), ours.Close())
+	}
+	m.init, m.wire, m.off, m.since = cmd, ours, make(chan struct{}), time.Now()
+	go m.wait(cmd, m.off)
+	return nil
+}
+
+func (m *Machine) spawn(wire *os.File) (*exec.Cmd, error) {
+	log, err := os.OpenFile(m.log, os.O_CREATE|os.O_APPEND|os.O_WRONLY, 0o640)
+	if err != nil {
+		return nil, fmt.Errorf("cannot open the machine's log: %w", err)
+	}
+	defer log.Close()
+	cmd := exec.Command(m.exe, "machine", "wait")
+	cmd.Env = []string{"PATH=/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin", "HOME=/root"}
+	cmd.Stdout, cmd.Stderr = log, log
+	cmd.ExtraFiles = []*os.File{wire}
+	cmd.SysProcAttr = &syscall.SysProcAttr{Cloneflags: host.MachineNamespaces, Setsid: true}
+	if err := cmd.Start(); err != nil {
+		return nil, fmt.Errorf("cannot start machine %s: %w", m.Node.Name, err)
+	}
+	return cmd, nil
+}
+
+// boot does from outside what must be done before the machine may look
+// around, then lets it go on and waits until it has.
+func (m *Machine) boot(ctx context.Context, pid int, wire net.Conn) error {
+	if err := m.group.Add(pid); err != nil {
+		return err
+	}
+	if err := host.Plug(m.port, pid, hardwareAddress(m.plan.Address.Addr()), m.mtu); err != nil {
+		return err
+	}
+	deadline, cancel := context.WithTimeout(ctx, 20*time.Second)
+	defer cancel()
+	stop := context.AfterFunc(deadline, func() { _ = wire.SetDeadline(time.Now()) })
+	defer stop()
+	if _, err := wire.Write([]byte{'g'}); err != nil {
+		return err
+	}
+	if err := json.NewEncoder(wire).Encode(m.plan); err != nil {
+		return err
+	}
+	var answer report
+	if err := json.NewDecoder(wire).Decode(&answer); err != nil {
+		return fmt.Errorf("it ended early (see %s): %w", m.log, err)
+	}
+	if answer.Error != "" {
+		return errors.New(answer.Error)
+	}
+	return nil
+}
+
+// wait notes that the machine has gone off, for whatever reason.
+func (m *Machine) wait(cmd *exec.Cmd, off chan struct{}) {
+	_ = cmd.Wait() // any end is the machine's being off
+	m.mu.Lock()
+	defer m.mu.Unlock()
+	_ = m.wire.Close()
+	m.init, m.wire, m.since = nil, nil, time.Now()
+	close(off)
+}
+
+// Stop shuts the machine down cleanly: its components stop in reverse order.
+// It blocks until the machine is off, and cuts the power after stopTimeout.
+func (m *Machine) Stop(ctx context.Context) error {
+	m.mu.Lock()
+	wire, off := m.wire, m.off
+	m.mu.Unlock()
+	if wire == nil {
+		return nil
+	}
+	if _, err := wire.Write([]byte("stop\n")); err == nil {
+		limit := time.NewTimer(stopTimeout)
+		defer limit.Stop()
+		select {
+		case <-off:
+		case <-limit.C:
+		case <-ctx.Done():
+			return context.Cause(ctx)
+		}
+	}
+	return m.PowerOff(ctx)
+}
+
+// PowerOff cuts the power: the kernel ends every process of the machine at
+// once. It blocks until nothing of it runs; its disk stays.
+func (m *Machine) PowerOff(ctx context.Context) error {
+	m.mu.Lock()
+	cmd, off := m.init, m.off
+	m.mu.Unlock()
+	if cmd != nil {
+		_ = cmd.Process.Kill() // it may have ended meanwhile
+		select {
+		case <-off:
+		case <-ctx.Done():
+			return context.Cause(ctx)
+		}
+	}
+	return m.group.Remove(ctx)
+}
+
+// hardwareAddress is fixed for the machine's life, like its IP address, so
+// that its neighbours' tables stay right across reboots.
+func hardwareAddress(address netip.Addr) net.HardwareAddr {
+	b := address.As4()
+	return net.HardwareAddr{0x02, 0x6b, b[0], b[1], b[2], b[3]}
+}
+
+func socketPair() (net.Conn, *os.File, error) {
+	fds, err := syscall.Socketpair(syscall.AF_UNIX, syscall.SOCK_STREAM|syscall.SOCK_CLOEXEC, 0)
+	if err != nil {
+		return nil, nil, fmt.Errorf("cannot make a socket pair: %w", err)
+	}
+	mine := os.NewFile(uintptr(fds[0]), "machine")
+	defer mine.Close()
+	conn, err := net.FileConn(mine)
+	if err != nil {
+		return nil, nil, errors.Join(fmt.Errorf("cannot use a socket pair: %w", err), syscall.Close(fds[1]))
+	}
+	return conn, os.NewFile(uintptr(fds[1]), "init"), nil
+}
+
+func ignoreExit(err error) error {
+	var exit *exec.ExitError
+	if errors.As(err, &exit) || errors.Is(err, io.EOF) {
+		return nil
+	}
+	return err
+}
+
+// hosts renders /etc/hosts: every machine knows every other by name.
+func hosts(spec *cluster.Spec) string {
+	var text strings.Builder
+	text.WriteString("127.0.0.1 localhost\n")
+	for _, n := range spec.Spec.Nodes {
+		fmt.Fprintf(&text, "%s %s\n", n.Address, n.Name)
+	}
+	return text.String()
+}
+
+// newMachine plans the machine of one node of the lab.
+func newMachine(l *Lab, index int, node cluster.Node, hierarchies []host.Hierarchy) (*Machine, error) {
+	network, err := netip.ParsePrefix(l.Spec.Spec.Network.Nodes)
+	if err != nil {
+		return nil, fmt.Errorf("cannot read the machines' network: %w", err)
+	}
+	address, err := netip.ParseAddr(node.Address)
+	if err != nil {
+		return nil, fmt.Errorf("cannot read the address of %s: %w", node.Name, err)
+	}
+	dir := l.machineDir(node.Name)
+	inside := filepath.Join(component.VarDir, "bundle", filepath.Base(l.bundle))
+	return &Machine{
+		Node: node,
+		plan: blueprint{
+			Root: host.Root{
+				Dir: dir,
+				Own: []string{"/var", "/etc/kuorum", "/etc/cni", "/etc/containerd", "/etc/kubernetes"},
+				Binds: map[string]string{
+					inside:      l.bundle,
+					programPath: l.exe,
+				},
+				Sysctls: kubeletSysctls(),
+			},
+			Hostname:    node.Name,
+			Hosts:       hosts(l.Spec),
+			Address:     netip.PrefixFrom(address, network.Bits()),
+			Gateway:     network.Masked().Addr().Next(),
+			Agent:       []string{programPath, "agent", "--bundle", inside},
+			Hierarchies: hierarchies,
+		},
+		port:  fmt.Sprintf("m%d", index),
+		mtu:   l.Spec.Spec.Network.MTU,
+		group: host.NewCgroup(hierarchies, l.cgroupPath(node.Name)),
+		exe:   l.exe,
+		log:   filepath.Join(dir, "console.log"),
+		since: time.Now(),
+	}, nil
+}

@@ -1,0 +1,222 @@
+// Package node is the life of one machine of a cluster: its agent reads the
+// node's state from disk, writes the configuration of its components, starts
+// them in order and keeps them running. The agent needs no other machine, no
+// etcd quorum and no API to do so.
+package node
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"log/slog"
+	"net/netip"
+	"os"
+	"path/filepath"
+	"strings"
+	"time"
+
+	"golang.org/x/sync/errgroup"
+
+	"kuorum/internal/cluster"
+	"kuorum/internal/component"
+	"kuorum/internal/host"
+	"kuorum/internal/supervise"
+)
+
+// Files of a node, below component.EtcDir, that tell the agent who it is.
+const (
+	SpecFile = "cluster.yaml" // the whole Spec, defaults filled in
+	NameFile = "node"         // the node's own name, one line
+)
+
+// Options are what an agent cannot read from the node's disk.
+type Options struct {
+	Version string
+	Kuorum  string // path of our own program, for the components that are ours
+	Bundle  string // directory of the unpacked bundle
+	Log     *slog.Logger
+	// Stop, when closed, makes the agent stop the node's components in
+	// reverse order and return. Ending the context of Run instead leaves them
+	// running for the next agent.
+	Stop <-chan struct{}
+}
+
+// Agent runs one node.
+type Agent struct {
+	options    Options
+	machine    component.Machine
+	components []component.Component
+	supervisor *supervise.Supervisor
+	started    time.Time
+}
+
+// NewAgent reads the node's own files and prepares the machine: directories,
+// kernel settings, configuration of every component. It starts nothing.
+func NewAgent(options Options) (*Agent, error) {
+	machine, err := readMachine(options)
+	if err != nil {
+		return nil, err
+	}
+	if err := prepare(machine); err != nil {
+		return nil, fmt.Errorf("cannot prepare node %s: %w", machine.Node.Name, err)
+	}
+	a := &Agent{options: options, machine: machine, components: component.For(machine), started: time.Now()}
+	for _, c := range a.components {
+		if err := writeFiles(c); err != nil {
+			return nil, fmt.Errorf("cannot configure %s: %w", c.Name, err)
+		}
+	}
+	a.supervisor, err = supervise.New(filepath.Join(component.RunDir, "components"), options.Log, processes(machine, a.components))
+	if err != nil {
+		return nil, fmt.Errorf("cannot supervise node %s: %w", machine.Node.Name, err)
+	}
+	return a, nil
+}
+
+func readMachine(options Options) (component.Machine, error) {
+	file := filepath.Join(component.EtcDir, SpecFile)
+	data, err := os.ReadFile(file)
+	if err != nil {
+		return component.Machine{}, &cluster.Problem{
+			What: "this machine is not a kuorum node", Err: err,
+			Do: "kuorum up    (starts a lab whose machines are nodes)",
+		}
+	}
+	spec, err := cluster.Parse(file, data)
+	if err != nil {
+		return component.Machine{}, err
+	}
+	name, err := os.ReadFile(filepath.Join(component.EtcDir, NameFile))
+	if err != nil {
+		return component.Machine{}, fmt.Errorf("cannot read the node's name: %w", err)
+	}
+	node, ok := spec.Node(strings.TrimSpace(string(name)))
+	if !ok {
+		return component.Machine{}, fmt.Errorf("cannot find node %q in %s", strings.TrimSpace(string(name)), file)
+	}
+	hierarchies, err := host.MountedHierarchies()
+	if err != nil {
+		return component.Machine{}, err
+	}
+	return component.Machine{
+		Spec: spec, Node: node, Bundle: options.Bundle, Kuorum: options.Kuorum,
+		CgroupV1: host.IsV1(hierarchies), LowerOOM: host.CanLowerOOMScore(),
+	}, nil
+}
+
+// prepare sets what the kernel must do for a node: pass packets on, and have
+// the cluster's DNS address on lo.
+func prepare(m component.Machine) error {
+	dns, err := netip.ParseAddr(m.Spec.Spec.DNS.Address)
+	if err != nil {
+		return fmt.Errorf("cannot read the DNS address: %w", err)
+	}
+	return errors.Join(
+		os.MkdirAll(component.RunDir, 0o755),
+		host.Sysctl("net/ipv4/ip_forward", "1"),
+		host.AddLoopbackAddress(dns),
+		link(m.Bundle, component.BundleLink),
+		// Where the books look for them.
+		link(filepath.Join(component.EtcDir, "pki"), "/etc/kubernetes/pki"),
+		link(filepath.Join(component.EtcDir, "admin.conf"), "/etc/kubernetes/admin.conf"),
+	)
+}
+
+// link makes path lead to target. Something else of that name is left alone:
+// it is not ours.
+func link(target, path string) error {
+	if old, err := os.Readlink(path); err == nil && old != target {
+		if err := os.Remove(path); err != nil {
+			return fmt.Errorf("cannot replace %s: %w", path, err)
+		}
+	}
+	if err := os.MkdirAll(filepath.Dir(path), 0o755); err != nil {
+		return fmt.Errorf("cannot link %s: %w", path, err)
+	}
+	if err := os.Symlink(target, path); err != nil && !errors.Is(err, os.ErrExist) {
+		return fmt.Errorf("cannot link %s: %w", path, err)
+	}
+	return nil
+}
+
+func writeFiles(c component.Component) error {
+	for _, dir := range c.Dirs {
+		if err := os.MkdirAll(dir, 0o700); err != nil {
+			return err
+		}
+	}
+	for _, f := range c.Files {
+		if err := host.WriteFile(f.Path, f.Data, f.Mode); err != nil {
+			return err
+		}
+	}
+	return nil
+}
+
+func processes(m component.Machine, components []component.Component) []supervise.Process {
+	var list []supervise.Process
+	for _, c := range components {
+		list = append(list, supervise.Process{
+			Name: c.Name, Path: c.Path, Args: c.Args, Env: c.Environ(m), After: c.After,
+			Ready: c.Ready, Digest: c.Digest(), StopTimeout: c.StopTimeout,
+			Log: filepath.Join(component.LogDir, c.Name+".log"),
+		})
+	}
+	return list
+}
+
+// Run keeps the node running until ctx ends, which leaves its components
+// alone, or until Options.Stop is closed, which stops them. It blocks.
+func (a *Agent) Run(ctx context.Context) error {
+	running, cancel := context.WithCancel(ctx)
+	defer cancel()
+	group, inner := errgroup.WithContext(running)
+	group.Go(func() error { return a.supervisor.Run(inner) })
+	group.Go(func() error { return a.serveAPI(inner) })
+	group.Go(func() error { return a.importImages(inner) })
+	group.Go(func() error { return a.keepCNI(inner) })
+	if a.machine.Node.Role == cluster.RoleServer {
+		group.Go(func() error { return a.applyObjects(inner) })
+	}
+	stopped := false
+	group.Go(func() error {
+		select {
+		case <-inner.Done():
+		case <-a.options.Stop:
+			stopped = true
+			cancel()
+		}
+		return nil
+	})
+	err := group.Wait()
+	if !stopped {
+		return err
+	}
+	a.options.Log.Info("stopping the node's components")
+	stopping, done := context.WithTimeout(context.WithoutCancel(ctx), time.Minute)
+	defer done()
+	return errors.Join(err, a.supervisor.Stop(stopping))
+}
+
+// retry calls do until it succeeds or ctx ends, which is no error. Attempts
+// are spaced 250 ms at first, 5 s at last; what keeps failing is logged once
+// and again when the reason changes.
+func (a *Agent) retry(ctx context.Context, what string, do func(context.Context) error) {
+	last := ""
+	for wait := 250 * time.Millisecond; ; wait = min(2*wait, 5*time.Second) {
+		err := do(ctx)
+		if err == nil {
+			a.options.Log.Info("done", "step", what)
+			return
+		}
+		if text := err.Error(); text != last && ctx.Err() == nil {
+			last = text
+			a.options.Log.Warn("will try again", "step", what, "error", text)
+		}
+		select {
+		case <-ctx.Done():
+			return
+		case <-time.After(wait):
+		}
+	}
+}

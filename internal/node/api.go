@@ -1,0 +1,88 @@
+package node
+
+import (
+	"context"
+	"crypto/tls"
+	"encoding/json"
+	"errors"
+	"fmt"
+	"net"
+	"net/http"
+	"os"
+	"path/filepath"
+	"strconv"
+	"time"
+
+	"kuorum/internal/cluster"
+	"kuorum/internal/component"
+	"kuorum/internal/pki"
+	"kuorum/internal/supervise"
+)
+
+// serveAPI answers other agents and the CLI on the node's address and on
+// loopback, to callers with an agent's or administrator's certificate only.
+func (a *Agent) serveAPI(ctx context.Context) error {
+	tlsConfig, err := agentTLS()
+	if err != nil {
+		return fmt.Errorf("cannot serve the agent's API: %w", err)
+	}
+	mux := http.NewServeMux()
+	mux.HandleFunc("GET /v1/health", func(w http.ResponseWriter, _ *http.Request) {
+		writeJSON(w, map[string]bool{"ok": true})
+	})
+	mux.HandleFunc("GET /v1/status", func(w http.ResponseWriter, r *http.Request) {
+		writeJSON(w, a.Status(r.Context()))
+	})
+	server := &http.Server{Handler: mux, TLSConfig: tlsConfig, ReadHeaderTimeout: 5 * time.Second, IdleTimeout: time.Minute}
+	failed := make(chan error, 2)
+	for _, address := range []string{a.machine.Node.Address, "127.0.0.1"} {
+		ln, err := net.Listen("tcp", net.JoinHostPort(address, strconv.Itoa(component.PortAgent)))
+		if err != nil {
+			return fmt.Errorf("cannot serve the agent's API: %w", err)
+		}
+		go func() { failed <- server.ServeTLS(ln, "", "") }()
+	}
+	select {
+	case err := <-failed:
+		return fmt.Errorf("cannot serve the agent's API: %w", err)
+	case <-ctx.Done():
+	}
+	if err := server.Close(); err != nil && !errors.Is(err, http.ErrServerClosed) {
+		return fmt.Errorf("cannot close the agent's API: %w", err)
+	}
+	return nil
+}
+
+// Status probes every component now; it may block for as long as their
+// probes do (2 s at most).
+func (a *Agent) Status(ctx context.Context) cluster.NodeStatus {
+	s := cluster.NodeStatus{
+		Name: a.machine.Node.Name, Role: a.machine.Node.Role, Version: a.options.Version,
+		Started: a.started.UTC(), Ready: true,
+	}
+	for _, c := range a.supervisor.Probe(ctx) {
+		s.Ready = s.Ready && c.Phase == supervise.PhaseReady
+		s.Components = append(s.Components, cluster.ComponentStatus{
+			Name: c.Name, Phase: string(c.Phase), PID: c.PID, Since: c.Since.UTC(),
+			Restarts: c.Restarts, LastExit: c.LastExit, Message: c.Message,
+		})
+	}
+	return s
+}
+
+func writeJSON(w http.ResponseWriter, value any) {
+	w.Header().Set("Content-Type", "application/json")
+	_ = json.NewEncoder(w).Encode(value) // the caller has gone: nobody to tell
+}
+
+func agentTLS() (*tls.Config, error) {
+	files := map[string][]byte{}
+	for _, name := range []string{"ca.crt", "agent.crt", "agent.key"} {
+		data, err := os.ReadFile(filepath.Join(component.EtcDir, "pki", name))
+		if err != nil {
+			return nil, err
+		}
+		files[name] = data
+	}
+	return pki.ServerTLS(files["ca.crt"], pki.Pair{Cert: files["agent.crt"], Key: files["agent.key"]})
+}

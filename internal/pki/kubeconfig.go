@@ -1,0 +1,95 @@
+package pki
+
+import (
+	"crypto/tls"
+	"errors"
+	"fmt"
+	"net/url"
+
+	"sigs.k8s.io/yaml"
+)
+
+// kubeconfig is the part of clientcmd's Config v1 that kuorum writes. Byte
+// slices become base64 on their way to YAML.
+type kubeconfig struct {
+	APIVersion     string         `json:"apiVersion"`
+	Kind           string         `json:"kind"`
+	Clusters       []namedCluster `json:"clusters"`
+	Users          []namedUser    `json:"users"`
+	Contexts       []namedContext `json:"contexts"`
+	CurrentContext string         `json:"current-context"`
+}
+
+type namedCluster struct {
+	Name    string `json:"name"`
+	Cluster struct {
+		Server string `json:"server"`
+		CA     []byte `json:"certificate-authority-data"`
+	} `json:"cluster"`
+}
+
+type namedUser struct {
+	Name string `json:"name"`
+	User struct {
+		Cert []byte `json:"client-certificate-data"`
+		Key  []byte `json:"client-key-data"`
+	} `json:"user"`
+}
+
+type namedContext struct {
+	Name    string `json:"name"`
+	Context struct {
+		Cluster string `json:"cluster"`
+		User    string `json:"user"`
+	} `json:"context"`
+}
+
+// Kubeconfig writes a kubeconfig (v1) that holds everything it needs. Server is
+// an https URL. ClusterName names the cluster, the user and the current
+// context alike and as it is (by convention kuorum-NAME), so that the files
+// of several clusters can be merged. The result holds a private key: keep it
+// with mode 0600.
+func Kubeconfig(server, clusterName string, pair Pair, ca []byte) ([]byte, error) {
+	if err := checkKubeconfig(server, clusterName, pair, ca); err != nil {
+		return nil, fmt.Errorf("cannot write kubeconfig of cluster %q: %w", clusterName, err)
+	}
+	cluster := namedCluster{Name: clusterName}
+	cluster.Cluster.Server, cluster.Cluster.CA = server, ca
+	user := namedUser{Name: clusterName}
+	user.User.Cert, user.User.Key = pair.Cert, pair.Key
+	context := namedContext{Name: clusterName}
+	context.Context.Cluster, context.Context.User = clusterName, clusterName
+
+	out, err := yaml.Marshal(kubeconfig{
+		APIVersion:     "v1",
+		Kind:           "Config",
+		Clusters:       []namedCluster{cluster},
+		Users:          []namedUser{user},
+		Contexts:       []namedContext{context},
+		CurrentContext: clusterName,
+	})
+	if err != nil {
+		return nil, fmt.Errorf("cannot write kubeconfig of cluster %q: %w", clusterName, err)
+	}
+	return out, nil
+}
+
+func checkKubeconfig(server, clusterName string, pair Pair, ca []byte) error {
+	if clusterName == "" {
+		return errors.New("the name of the cluster is empty")
+	}
+	u, err := url.Parse(server)
+	if err != nil {
+		return fmt.Errorf("the server's address: %w", err)
+	}
+	if u.Scheme != "https" || u.Hostname() == "" {
+		return fmt.Errorf("the server's address %q is not an https URL", server)
+	}
+	if _, err := tls.X509KeyPair(pair.Cert, pair.Key); err != nil {
+		return fmt.Errorf("the client's certificate and key: %w", err)
+	}
+	if _, err := parseCertificate(ca); err != nil {
+		return fmt.Errorf("the authority: %w", err)
+	}
+	return nil
+}

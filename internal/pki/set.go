@@ -1,0 +1,258 @@
+package pki
+
+import (
+	"bytes"
+	"crypto/ecdsa"
+	"crypto/elliptic"
+	"crypto/rand"
+	"crypto/x509"
+	"encoding/base64"
+	"errors"
+	"fmt"
+	"time"
+)
+
+const (
+	authorityLife = 10 * 365 * 24 * time.Hour
+	leafLife      = 365 * 24 * time.Hour
+)
+
+// Users and groups of kuorum's own making, as they appear in certificates.
+// Those that call the Kubernetes API get their rights from role bindings made
+// elsewhere. GroupAgents and GroupAdmins are what agents accept of each other
+// and of the command line; no binding should name them.
+const (
+	GroupAgents           = "kuorum:agents"
+	GroupAdmins           = "kuorum:admins"
+	GroupAPIServerKubelet = "kuorum:apiserver-kubelet"
+
+	// UserEndpoint is the balancer, which may read /readyz and nothing else.
+	UserEndpoint = "kuorum:endpoint"
+	UserFlannel  = "system:flannel"
+	UserCoreDNS  = "system:coredns"
+
+	userAgentPrefix = "kuorum:agent:"
+	userAdminPrefix = "kuorum:admin:"
+
+	groupMasters = "system:masters"
+	groupNodes   = "system:nodes"
+)
+
+// Paths of Set.Files. Except for the last they are also the paths below
+// /etc/kuorum/pki on a server.
+const (
+	fileCACert         = "ca.crt"
+	fileCAKey          = "ca.key"
+	fileEtcdCert       = "etcd/ca.crt"
+	fileEtcdKey        = "etcd/ca.key"
+	fileFrontProxyCert = "front-proxy-ca.crt"
+	fileFrontProxyKey  = "front-proxy-ca.key"
+	fileSAPrivate      = "sa.key"
+	fileSAPublic       = "sa.pub"
+	fileEncryption     = "encryption.key"
+)
+
+// SigningKey is a key without a certificate: PKCS #8 and PKIX, both PEM.
+type SigningKey struct {
+	Private, Public []byte
+}
+
+// Set is the secrets a cluster starts with. Whoever has it owns the cluster;
+// everything else that needs a key is derived from it and can be made again.
+type Set struct {
+	// Cluster signs everything that speaks to or for the Kubernetes API, and
+	// the agents. Etcd and FrontProxy stand apart, as upstream demands: a
+	// client certificate of one must mean nothing to the others.
+	Cluster, Etcd, FrontProxy *Authority
+	// ServiceAccount signs the tokens of pods (ES256).
+	ServiceAccount SigningKey
+	// EncryptionKey is for secrets at rest in etcd (XSalsa20 and Poly1305).
+	EncryptionKey [32]byte
+}
+
+// NewSet makes the secrets of a new cluster. The authorities live ten years.
+func NewSet(now time.Time) (*Set, error) {
+	s := &Set{}
+	for _, a := range []struct {
+		name string
+		to   **Authority
+	}{
+		{"kubernetes", &s.Cluster},
+		{"etcd-ca", &s.Etcd},
+		{"front-proxy-ca", &s.FrontProxy},
+	} {
+		made, err := NewAuthority(a.name, now, authorityLife)
+		if err != nil {
+			return nil, err
+		}
+		*a.to = made
+	}
+	key, err := newSigningKey()
+	if err != nil {
+		return nil, err
+	}
+	s.ServiceAccount = key
+	if _, err := rand.Read(s.EncryptionKey[:]); err != nil {
+		return nil, fmt.Errorf("cannot draw encryption key: %w", err)
+	}
+	return s, nil
+}
+
+// Files returns the whole set by slash-separated relative path, for ParseSet.
+// All but *.crt and *.pub are secret: keep them with mode 0600. The caller
+// must not change the bytes.
+func (s *Set) Files() map[string][]byte {
+	return map[string][]byte{
+		fileCACert:         s.Cluster.pair.Cert,
+		fileCAKey:          s.Cluster.pair.Key,
+		fileEtcdCert:       s.Etcd.pair.Cert,
+		fileEtcdKey:        s.Etcd.pair.Key,
+		fileFrontProxyCert: s.FrontProxy.pair.Cert,
+		fileFrontProxyKey:  s.FrontProxy.pair.Key,
+		fileSAPrivate:      s.ServiceAccount.Private,
+		fileSAPublic:       s.ServiceAccount.Public,
+		fileEncryption:     []byte(base64.StdEncoding.EncodeToString(s.EncryptionKey[:]) + "\n"),
+	}
+}
+
+// ParseSet reads back what Files returned. It refuses a set that is not
+// complete, has keys that do not belong together, or one authority in two
+// places; files it does not know are ignored.
+func ParseSet(files map[string][]byte) (*Set, error) {
+	s, err := parseSet(files)
+	if err != nil {
+		return nil, fmt.Errorf("cannot parse cluster secrets: %w", err)
+	}
+	return s, nil
+}
+
+func parseSet(files map[string][]byte) (*Set, error) {
+	for _, path := range []string{
+		fileCACert, fileCAKey, fileEtcdCert, fileEtcdKey, fileFrontProxyCert, fileFrontProxyKey,
+		fileSAPrivate, fileSAPublic, fileEncryption,
+	} {
+		if len(files[path]) == 0 {
+			return nil, fmt.Errorf("%s is missing or empty: restore it from a snapshot or another server", path)
+		}
+	}
+	s := &Set{}
+	for _, a := range []struct {
+		cert, key string
+		to        **Authority
+	}{
+		{fileCACert, fileCAKey, &s.Cluster},
+		{fileEtcdCert, fileEtcdKey, &s.Etcd},
+		{fileFrontProxyCert, fileFrontProxyKey, &s.FrontProxy},
+	} {
+		parsed, err := ParseAuthority(files[a.cert], files[a.key])
+		if err != nil {
+			return nil, fmt.Errorf("%s: %w", a.cert, err)
+		}
+		*a.to = parsed
+	}
+	if err := s.checkApart(); err != nil {
+		return nil, err
+	}
+	if err := s.parseKeys(files); err != nil {
+		return nil, err
+	}
+	return s, nil
+}
+
+// checkApart refuses authorities that share a key: a user of the API could
+// then pass as the front proxy and become anybody, or write to etcd.
+func (s *Set) checkApart() error {
+	all := []*Authority{s.Cluster, s.Etcd, s.FrontProxy}
+	for i, a := range all {
+		for _, b := range all[:i] {
+			if samePublicKey(a.cert.PublicKey, b.cert.PublicKey) {
+				return fmt.Errorf("authorities %q and %q have the same key", b.cert.Subject.CommonName, a.cert.Subject.CommonName)
+			}
+		}
+	}
+	return nil
+}
+
+func (s *Set) parseKeys(files map[string][]byte) error {
+	key, err := parseSigningKey(files[fileSAPrivate], files[fileSAPublic])
+	if err != nil {
+		return fmt.Errorf("%s: %w", fileSAPrivate, err)
+	}
+	s.ServiceAccount = key
+	raw, err := base64.StdEncoding.Strict().DecodeString(string(bytes.TrimSpace(files[fileEncryption])))
+	if err != nil {
+		return fmt.Errorf("%s: %w", fileEncryption, err)
+	}
+	if len(raw) != len(s.EncryptionKey) {
+		return fmt.Errorf("%s: it has %d bytes instead of %d", fileEncryption, len(raw), len(s.EncryptionKey))
+	}
+	copy(s.EncryptionKey[:], raw)
+	return nil
+}
+
+// AdminPair makes a client certificate for a person who may do everything.
+// Kubernetes cannot take system:masters away again: the certificate is good
+// for a year, or until the authority is replaced.
+func (s *Set) AdminPair(now time.Time) (Pair, error) {
+	return s.Cluster.issueFor(now, adminRequest())
+}
+
+// EtcdClientPair makes a client certificate for etcd. Etcd runs without users
+// of its own, so name is only for its logs; the holder may do everything.
+func (s *Set) EtcdClientPair(name string, now time.Time) (Pair, error) {
+	return s.Etcd.issueFor(now, Request{CommonName: name, Client: true})
+}
+
+// AgentClientPair makes the client certificate with which a person's command
+// line talks to agents. Name says whose it is, for the agents' logs; its
+// common name is kuorum:admin:NAME.
+func (s *Set) AgentClientPair(name string, now time.Time) (Pair, error) {
+	if name == "" {
+		return Pair{}, errors.New("cannot issue certificate for the agents: the name of its holder is empty")
+	}
+	return s.Cluster.issueFor(now, Request{
+		CommonName: userAdminPrefix + name, Organizations: []string{GroupAdmins}, Client: true,
+	})
+}
+
+func adminRequest() Request {
+	return Request{CommonName: "kubernetes-admin", Organizations: []string{groupMasters}, Client: true}
+}
+
+func newSigningKey() (SigningKey, error) {
+	key, err := ecdsa.GenerateKey(elliptic.P256(), rand.Reader)
+	if err != nil {
+		return SigningKey{}, fmt.Errorf("cannot make service account key: %w", err)
+	}
+	private, err := encodeKey(key)
+	if err != nil {
+		return SigningKey{}, fmt.Errorf("cannot make service account key: %w", err)
+	}
+	der, err := x509.MarshalPKIXPublicKey(key.Public())
+	if err != nil {
+		return SigningKey{}, fmt.Errorf("cannot make service account key: %w", err)
+	}
+	return SigningKey{Private: private, Public: encode(blockPublicKey, der)}, nil
+}
+
+func parseSigningKey(private, public []byte) (SigningKey, error) {
+	key, err := parseKey(private)
+	if err != nil {
+		return SigningKey{}, err
+	}
+	block, err := decode(public)
+	if err != nil {
+		return SigningKey{}, fmt.Errorf("cannot read public key: %w", err)
+	}
+	if block.Type != blockPublicKey {
+		return SigningKey{}, fmt.Errorf("cannot read public key: the PEM block is a %q", block.Type)
+	}
+	pub, err := x509.ParsePKIXPublicKey(block.Bytes)
+	if err != nil {
+		return SigningKey{}, fmt.Errorf("cannot read public key: %w", err)
+	}
+	if !samePublicKey(key.Public(), pub) {
+		return SigningKey{}, errors.New("the public key belongs to another private key")
+	}
+	return SigningKey{Private: private, Public: public}, nil
+}

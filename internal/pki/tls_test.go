@@ -1,0 +1,260 @@
+package pki
+
+import (
+	"crypto/tls"
+	"errors"
+	"io"
+	"log/slog"
+	"net"
+	"net/http"
+	"net/http/httptest"
+	"net/netip"
+	"strings"
+	"testing"
+	"time"
+
+	"k8s.io/client-go/tools/clientcmd"
+)
+
+func filePair(files map[string]File, name string) Pair {
+	return Pair{Cert: files[name+".crt"].Data, Key: files[name+".key"].Data}
+}
+
+func configPair(t *testing.T, f File) Pair {
+	t.Helper()
+	rest, err := clientcmd.RESTConfigFromKubeConfig(f.Data)
+	if err != nil {
+		t.Fatal(err)
+	}
+	return Pair{Cert: rest.CertData, Key: rest.KeyData}
+}
+
+func atTestNow(t *testing.T) func(config *tls.Config, err error) *tls.Config {
+	return func(config *tls.Config, err error) *tls.Config {
+		t.Helper()
+		if err != nil {
+			t.Fatal(err)
+		}
+		config.Time = func() time.Time { return testNow }
+		return config
+	}
+}
+
+// handshake connects over 127.0.0.1 and sends a byte each way, because a TLS
+// 1.3 client learns only from its first read that it was refused.
+func handshake(t *testing.T, server, client *tls.Config) (serverErr, clientErr error) {
+	t.Helper()
+	listener, err := net.Listen("tcp", "127.0.0.1:0")
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer listener.Close()
+	done := make(chan error, 1)
+	go func() {
+		conn, err := listener.Accept()
+		if err != nil {
+			done <- err
+			return
+		}
+		done <- exchange(tls.Server(conn, server))
+	}()
+	conn, err := net.Dial("tcp", listener.Addr().String())
+	if err != nil {
+		t.Fatal(err)
+	}
+	clientErr = exchange(tls.Client(conn, client))
+	return <-done, clientErr
+}
+
+func exchange(conn *tls.Conn) error {
+	err := conn.SetDeadline(time.Now().Add(30 * time.Second))
+	if err == nil {
+		_, err = conn.Write([]byte("x"))
+	}
+	if err == nil {
+		_, err = io.ReadFull(conn, make([]byte, 1))
+	}
+	return errors.Join(err, conn.NetConn().Close())
+}
+
+func TestServerTLSChoosesItsClients(t *testing.T) {
+	s, other := newTestSet(t), newTestSet(t)
+	ca := s.Cluster.pair.Cert
+	cp1, w1 := nodeFiles(t, s, "cp1", testNow), nodeFiles(t, s, "w1", testNow)
+	admin, err := s.AgentClientPair("lab", testNow)
+	if err != nil {
+		t.Fatal(err)
+	}
+	stranger, err := other.AgentClientPair("lab", testNow)
+	if err != nil {
+		t.Fatal(err)
+	}
+	etcdAdmin, err := s.Etcd.issueFor(testNow, Request{CommonName: "x", Organizations: []string{GroupAdmins}, Client: true})
+	if err != nil {
+		t.Fatal(err)
+	}
+	serverOnly, err := s.Cluster.issueFor(testNow, Request{
+		CommonName: "x", Organizations: []string{GroupAgents}, Names: []string{"cp1"}, Server: true,
+	})
+	if err != nil {
+		t.Fatal(err)
+	}
+	server := atTestNow(t)(ServerTLS(ca, filePair(cp1, "pki/agent")))
+	tests := map[string]struct {
+		pair Pair
+		want string // in the server's error; empty if it takes the client
+	}{
+		"agent of a worker":        {filePair(w1, "pki/agent"), ""},
+		"agent itself":             {filePair(cp1, "pki/agent"), ""},
+		"admin":                    {admin, ""},
+		"kubelet":                  {configPair(t, w1["kubelet.conf"]), "neither an agent nor an admin"},
+		"kubernetes admin":         {configPair(t, cp1["admin.conf"]), "neither an agent nor an admin"},
+		"balancer":                 {filePair(w1, "pki/endpoint"), "neither an agent nor an admin"},
+		"admin of another cluster": {stranger, "certificate"},
+		"admin by etcd":            {etcdAdmin, "certificate"},
+		"server's certificate":     {serverOnly, "certificate"},
+	}
+	for name, test := range tests {
+		for _, version := range []uint16{tls.VersionTLS12, tls.VersionTLS13} {
+			t.Run(name+" "+tls.VersionName(version), func(t *testing.T) {
+				client := atTestNow(t)(ClientTLS(ca, test.pair, "cp1"))
+				client.MaxVersion = version
+				checkHandshake(t, server, client, test.want)
+			})
+		}
+	}
+	t.Run("no certificate", func(t *testing.T) {
+		client := atTestNow(t)(ClientTLS(ca, admin, "cp1"))
+		client.Certificates = nil
+		checkHandshake(t, server, client, "certificate")
+	})
+	t.Run("TLS 1.1", func(t *testing.T) {
+		client := atTestNow(t)(ClientTLS(ca, admin, "cp1"))
+		client.MinVersion, client.MaxVersion = tls.VersionTLS11, tls.VersionTLS11
+		checkHandshake(t, server, client, "version")
+	})
+	t.Run("expired", func(t *testing.T) {
+		late := server.Clone()
+		late.Time = func() time.Time { return testNow.Add(366 * day) }
+		checkHandshake(t, late, atTestNow(t)(ClientTLS(ca, admin, "cp1")), "expired")
+	})
+}
+
+// checkHandshake wants both sides to succeed, or both to fail, the server with
+// this error.
+func checkHandshake(t *testing.T, server, client *tls.Config, want string) {
+	t.Helper()
+	serverErr, clientErr := handshake(t, server, client)
+	if want == "" {
+		if serverErr != nil || clientErr != nil {
+			t.Errorf("refused: server %v, client %v", serverErr, clientErr)
+		}
+		return
+	}
+	if serverErr == nil || !strings.Contains(serverErr.Error(), want) {
+		t.Errorf("the server's error is %v, want one with %q", serverErr, want)
+	}
+	if clientErr == nil {
+		t.Error("the client did not notice that it was refused")
+	}
+}
+
+func TestClientTLSChoosesItsServer(t *testing.T) {
+	s, other := newTestSet(t), newTestSet(t)
+	ca := s.Cluster.pair.Cert
+	cp1 := nodeFiles(t, s, "cp1", testNow)
+	admin, err := s.AgentClientPair("lab", testNow)
+	if err != nil {
+		t.Fatal(err)
+	}
+	tests := map[string]struct {
+		server     Pair
+		serverName string
+		want       string // in the client's error; empty if it takes the server
+	}{
+		"by name":         {filePair(cp1, "pki/agent"), "cp1", ""},
+		"by address":      {filePair(cp1, "pki/agent"), "198.18.0.11", ""},
+		"by loopback":     {filePair(cp1, "pki/agent"), "127.0.0.1", ""},
+		"other node":      {filePair(cp1, "pki/agent"), "cp2", "valid for"},
+		"kubelet":         {filePair(cp1, "pki/kubelet"), "cp1", "neither an agent nor an admin"},
+		"API server":      {filePair(cp1, "pki/apiserver"), "cp1", "neither an agent nor an admin"},
+		"etcd":            {filePair(cp1, "pki/etcd/server"), "cp1", "unknown authority"},
+		"another cluster": {filePair(nodeFiles(t, other, "cp1", testNow), "pki/agent"), "cp1", "authority"},
+	}
+	for name, test := range tests {
+		t.Run(name, func(t *testing.T) {
+			server := atTestNow(t)(ServerTLS(ca, test.server))
+			_, err := handshake(t, server, atTestNow(t)(ClientTLS(ca, admin, test.serverName)))
+			if test.want == "" && err != nil {
+				t.Errorf("the client refused: %v", err)
+			}
+			if test.want != "" && (err == nil || !strings.Contains(err.Error(), test.want)) {
+				t.Errorf("the client's error is %v, want one with %q", err, test.want)
+			}
+		})
+	}
+}
+
+// Without a server name the address that is dialled counts, never nothing.
+func TestClientTLSWithoutServerName(t *testing.T) {
+	s := newTestSet(t)
+	ca := s.Cluster.pair.Cert
+	admin, err := s.AgentClientPair("lab", testNow)
+	if err != nil {
+		t.Fatal(err)
+	}
+	elsewhere, err := s.Cluster.issueFor(testNow, Request{
+		CommonName: "kuorum:agent:w1", Organizations: []string{GroupAgents},
+		IPs: []netip.Addr{netip.MustParseAddr("198.18.0.21")}, Server: true,
+	})
+	if err != nil {
+		t.Fatal(err)
+	}
+	client := atTestNow(t)(ClientTLS(ca, admin, ""))
+	get := func(pair Pair) error {
+		server := httptest.NewUnstartedServer(http.NotFoundHandler())
+		server.Config.ErrorLog = slog.NewLogLogger(slog.DiscardHandler, slog.LevelError)
+		server.TLS = atTestNow(t)(ServerTLS(ca, pair))
+		server.StartTLS()
+		defer server.Close()
+		transport := &http.Transport{TLSClientConfig: client}
+		defer transport.CloseIdleConnections()
+		resp, err := (&http.Client{Transport: transport}).Get(server.URL)
+		if err != nil {
+			return err
+		}
+		return resp.Body.Close()
+	}
+	if err := get(filePair(nodeFiles(t, s, "cp1", testNow), "pki/agent")); err != nil {
+		t.Errorf("an agent at the address that was dialled: %v", err)
+	}
+	if err := get(elsewhere); err == nil || !strings.Contains(err.Error(), "198.18.0.21, not 127.0.0.1") {
+		t.Errorf("an agent of another address: %v", err)
+	}
+	server := atTestNow(t)(ServerTLS(ca, elsewhere))
+	if _, err := handshake(t, server, client); err == nil || !strings.Contains(err.Error(), "ServerName") {
+		t.Errorf("a bare client without a server name: %v", err)
+	}
+}
+
+func TestTLSRefusesBadInput(t *testing.T) {
+	s := newTestSet(t)
+	pair, err := s.AgentClientPair("lab", testNow)
+	if err != nil {
+		t.Fatal(err)
+	}
+	ca := s.Cluster.pair.Cert
+	mixed := Pair{Cert: pair.Cert, Key: s.Cluster.pair.Key}
+	if _, err := ClientTLS(ca, mixed, "cp1"); err == nil {
+		t.Error("a client with the key of another was made")
+	}
+	if _, err := ServerTLS(ca, mixed); err == nil {
+		t.Error("a server with the key of another was made")
+	}
+	if _, err := ServerTLS(nil, pair); err == nil {
+		t.Error("a server without authority was made")
+	}
+	if err := verifyAgentPeer(tls.ConnectionState{}); err == nil {
+		t.Error("a peer without certificate was taken")
+	}
+}

@@ -1,0 +1,93 @@
+package supervise
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"os"
+	"sync"
+	"syscall"
+	"time"
+)
+
+// Stop ends every process, whoever started it, in reverse order: what needs
+// another one ends before it, independent ones end at the same time. It blocks
+// until they are gone or ctx is done; then the error names those that may
+// still run. It must not be called while Run runs, here or in another
+// supervisor of the same directory: it fails then.
+func (s *Supervisor) Stop(ctx context.Context) error {
+	release, err := s.open(ctx)
+	if err != nil {
+		return fmt.Errorf("cannot stop components: %w", err)
+	}
+	errs := make([]error, len(s.units)+1)
+	over := map[*unit]chan struct{}{}
+	for _, u := range s.units {
+		over[u] = make(chan struct{})
+	}
+	var group sync.WaitGroup
+	for i, u := range s.units {
+		group.Go(func() {
+			defer close(over[u])
+			for _, next := range u.neededBy {
+				<-over[next] // Ends by ctx at the latest, as all do.
+			}
+			errs[i] = s.stop(ctx, u)
+		})
+	}
+	group.Wait()
+	errs[len(s.units)] = release()
+	return errors.Join(errs...)
+}
+
+func (s *Supervisor) stop(ctx context.Context, u *unit) error {
+	c, _ := s.running(u)
+	if c != nil {
+		s.update(u, func() { u.state.Phase, u.state.Message = PhaseStopping, "" })
+		if err := s.end(ctx, c, u.Name, u.StopTimeout); err != nil {
+			return err
+		}
+		s.log.Info("component stopped", "component", u.Name, "exit", c.ExitText())
+		s.update(u, func() { u.forget(c) })
+	}
+	s.update(u, func() { u.state.Phase, u.state.Message = PhaseStopped, "" })
+	return s.removeRecord(u.Name)
+}
+
+// end asks a process to end, insists after timeout, and waits until it is
+// gone. When ctx is done first, the process may still run.
+func (s *Supervisor) end(ctx context.Context, c *child, name string, timeout time.Duration) error {
+	if err := ctx.Err(); err != nil {
+		return fmt.Errorf("cannot stop component %s: %w", name, err)
+	}
+	if err := send(c, syscall.SIGTERM); err != nil {
+		return fmt.Errorf("cannot stop component %s: %w", name, err)
+	}
+	timer := time.NewTimer(timeout)
+	defer timer.Stop()
+	select {
+	case <-c.Exited():
+		return nil
+	case <-ctx.Done():
+		return fmt.Errorf("cannot stop component %s: process %d still runs: %w", name, c.pid, ctx.Err())
+	case <-timer.C:
+	}
+	s.log.Warn("component does not heed sigterm, killing it", "component", name, "pid", c.pid, "after", timeout)
+	if err := send(c, syscall.SIGKILL); err != nil {
+		return fmt.Errorf("cannot kill component %s: %w", name, err)
+	}
+	select {
+	case <-c.Exited():
+		return nil
+	case <-ctx.Done():
+		return fmt.Errorf("cannot stop component %s: process %d still runs: %w", name, c.pid, ctx.Err())
+	}
+}
+
+// send signals a process; that it has ended already is no error.
+func send(c *child, sig syscall.Signal) error {
+	if err := c.Signal(sig); !errors.Is(err, os.ErrProcessDone) {
+		return err
+	}
+	return nil
+}
