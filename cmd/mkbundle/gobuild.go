@@ -37,13 +37,14 @@ func (w *workshop) goJob(ctx context.Context, r recipe) (job, error) {
 	args := r.args(m)
 	return job{
 		part: bundle.Part{Name: filepath.Base(r.file), Version: m.Version, File: r.file, Links: r.links},
-		key:  digest(append([]string{source, fmt.Sprint(r.cgo)}, args...)...),
+		key:  digest(slices.Concat([]string{source}, r.env(), args)...),
 		make: func(ctx context.Context, to string) error {
 			to, err := filepath.Abs(to)
 			if err != nil {
 				return err
 			}
-			return goBuild(ctx, dir, r.cgo, append([]string{"build", "-o", to}, args...))
+			_, err = outputEnv(ctx, dir, r.env(), slices.Concat([]string{"go", "build", "-o", to}, args)...)
+			return err
 		},
 	}, nil
 }
@@ -57,6 +58,15 @@ func (r recipe) args(m module) []string {
 		flags = append(flags, "-X", fill.Replace(stamp))
 	}
 	return []string{"-trimpath", "-buildvcs=false", "-tags=" + strings.Join(r.tags, ","), "-ldflags=" + strings.Join(flags, " "), r.pkg}
+}
+
+// env is the environment of the build beside what make was started with.
+func (r recipe) env() []string {
+	cgo := "CGO_ENABLED=0"
+	if r.cgo {
+		cgo = "CGO_ENABLED=1"
+	}
+	return []string{cgo, "GOWORK=off", "GOFLAGS=-mod=readonly"}
 }
 
 // pinned asks the go command, which reads go.mod as it will for the build.
@@ -91,15 +101,6 @@ func sourceOf(dir string) (string, error) {
 		texts = append(texts, filepath.Base(file), string(text))
 	}
 	return digest(texts...), nil
-}
-
-func goBuild(ctx context.Context, dir string, cgo bool, args []string) error {
-	enabled := "CGO_ENABLED=0"
-	if cgo {
-		enabled = "CGO_ENABLED=1"
-	}
-	_, err := outputEnv(ctx, dir, []string{enabled, "GOWORK=off", "GOFLAGS=-mod=readonly"}, append([]string{"go"}, args...)...)
-	return err
 }
 
 // output runs a program and returns what it wrote, trimmed.

@@ -139,7 +139,7 @@ func (w *workshop) timed(ctx context.Context, p bundle.Part, do func() error) er
 			if err != nil {
 				return err
 			}
-			say("%s: built in %s (%d MB)", line, time.Since(start).Round(time.Second), (info.Size()+500_000)/1_000_000)
+			say("%s: built in %s (%d MB)", line, time.Since(start).Round(100*time.Millisecond), (info.Size()+500_000)/1_000_000)
 			return nil
 		}
 	}

@@ -33,9 +33,11 @@ type Bundle struct {
 // Open returns the bundle that is built into this program or else that of the
 // first of dirs which has one. An empty name is passed over. Without any, the
 // error is a *cluster.Problem that tells how to get one.
-func Open(dirs ...string) (*Bundle, error) {
-	if files := embedded(); files != nil {
-		return packed(files, "built in")
+func Open(dirs ...string) (*Bundle, error) { return open(embedded(), dirs) }
+
+func open(builtIn fs.FS, dirs []string) (*Bundle, error) {
+	if builtIn != nil {
+		return packed(builtIn, "built in")
 	}
 	var tried []string
 	for _, dir := range dirs {

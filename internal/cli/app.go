@@ -68,6 +68,7 @@ func (a *app) command() *cobra.Command {
 	}
 	root.AddCommand(a.agentCommand(), a.endpointCommand(), a.machineCommand(), exitCodesTopic())
 	refuseBadArguments(root)
+	refuseUnknownTopics(root)
 	return root
 }
 
@@ -83,14 +84,54 @@ func group(root *cobra.Command, id string, commands ...*cobra.Command) {
 func refuseBadArguments(cmd *cobra.Command) {
 	if check := cmd.Args; check != nil {
 		cmd.Args = func(cmd *cobra.Command, args []string) error {
-			if err := check(cmd, args); err != nil {
+			switch err := check(cmd, args); {
+			case err == nil:
+				return nil
+			case cmd.HasSubCommands():
+				return unknownCommand(cmd, args[0])
+			default:
 				return refuseArguments(cmd, err)
 			}
-			return nil
 		}
 	}
 	for _, sub := range cmd.Commands() {
 		refuseBadArguments(sub)
+	}
+}
+
+// unknownCommand names the commands below parent that were perhaps meant.
+func unknownCommand(parent *cobra.Command, name string) error {
+	parent.SuggestionsMinimumDistance = 2 // letters that may differ
+	p := &cluster.Problem{
+		What: fmt.Sprintf("unknown command %q for %q", name, parent.CommandPath()),
+		Do:   parent.CommandPath() + " --help", Exit: cluster.ExitUsage,
+	}
+	if close := parent.SuggestionsFor(name); len(close) > 0 {
+		p.Why = "did you mean " + strings.Join(close, " or ") + "?"
+	}
+	return p
+}
+
+// refuseUnknownTopics makes "help" of what does not exist a usage error; it
+// would print the general help as if it had been asked for.
+func refuseUnknownTopics(root *cobra.Command) {
+	root.InitDefaultHelpCmd()
+	help, _, err := root.Find([]string{"help"})
+	if err != nil {
+		panic(err) // it was added just now
+	}
+	show := help.Run
+	help.Run = nil
+	help.RunE = func(cmd *cobra.Command, args []string) error {
+		parent, rest, err := root.Find(args)
+		if err != nil {
+			return refuseArguments(cmd, err)
+		}
+		if len(rest) > 0 && parent.HasSubCommands() {
+			return unknownCommand(parent, rest[0])
+		}
+		show(cmd, args)
+		return nil
 	}
 }
 

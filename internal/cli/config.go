@@ -39,8 +39,12 @@ func (a *app) showConfig(file string, args []string, output string) error {
 	for _, warning := range spec.Warnings() {
 		a.talk("note: %s\n", warning)
 	}
-	if output != "yaml" {
+	switch output {
+	case "yaml":
+	case "json":
 		return a.printData(spec, output)
+	default:
+		return usage("unknown output %q: yaml or json", output)
 	}
 	data, err := spec.YAML()
 	if err != nil {

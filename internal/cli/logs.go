@@ -129,9 +129,12 @@ func lastLines(data []byte, lines int) []byte {
 	if lines < 0 {
 		return data
 	}
-	at := len(data)
-	for range lines + 1 {
-		at = bytes.LastIndexByte(data[:max(at, 0)], '\n')
+	if lines == 0 {
+		return nil
+	}
+	at := len(bytes.TrimSuffix(data, []byte("\n"))) // the last line may be unfinished
+	for range lines {
+		at = bytes.LastIndexByte(data[:at], '\n')
 		if at < 0 {
 			return data
 		}

@@ -72,14 +72,14 @@ func (a *app) finish(ctx context.Context, err error) int {
 	if err == nil {
 		return cluster.ExitOK
 	}
-	if exit, ok := errors.AsType[*exec.ExitError](err); ok {
+	problem, ok := errors.AsType[*cluster.Problem](err)
+	if exit, ended := errors.AsType[*exec.ExitError](err); ended && !ok {
 		return exit.ExitCode() // the program has said why itself
 	}
 	if errors.Is(context.Cause(ctx), errInterrupted) {
 		fmt.Fprintln(a.process.Err, "interrupted: run the same command again to complete it")
 		return cluster.ExitInterrupted
 	}
-	problem, ok := errors.AsType[*cluster.Problem](err)
 	if !ok {
 		problem = &cluster.Problem{What: err.Error()}
 	}

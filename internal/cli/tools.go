@@ -3,6 +3,7 @@ package cli
 import (
 	"errors"
 	"fmt"
+	"maps"
 	"net"
 	"os"
 	"path/filepath"
@@ -167,13 +168,21 @@ func (a *app) bundled(name string) (string, error) {
 	return filepath.Join(dir, "bin", name), nil
 }
 
-// environ is our environment with vars that the caller has not set himself.
+// environ is our environment with vars that the caller has not set himself,
+// KUBECONFIG in any case. No name is there twice: programs would see the
+// first, the caller's.
 func (a *app) environ(vars map[string]string) []string {
-	env := a.process.Environ
-	for key, value := range vars {
-		if a.process.Env(key) == "" || key == "KUBECONFIG" {
-			env = append(env, key+"="+value)
+	set := maps.Clone(vars)
+	maps.DeleteFunc(set, func(key, _ string) bool { return a.process.Env(key) != "" && key != "KUBECONFIG" })
+	var env []string
+	for _, variable := range a.process.Environ {
+		key, _, _ := strings.Cut(variable, "=")
+		if _, ours := set[key]; !ours {
+			env = append(env, variable)
 		}
+	}
+	for key, value := range set {
+		env = append(env, key+"="+value)
 	}
 	return env
 }

@@ -56,8 +56,6 @@ any time: what is there already stays, what was interrupted is completed.`,
 	flags.BoolVar(&o.dryRun, "dry-run", false, "print the steps and do nothing")
 	flags.BoolVar(&o.noKubeconfig, "no-kubeconfig", false, "leave your kubeconfig alone")
 	flags.BoolVar(&o.noSwitch, "no-switch", false, "do not make it the current context")
-	cmd.MarkFlagsMutuallyExclusive("file", "servers")
-	cmd.MarkFlagsMutuallyExclusive("file", "workers")
 	return cmd
 }
 
@@ -101,6 +99,10 @@ func (a *app) up(cmd *cobra.Command, o upOptions) error {
 // wanted is the Spec to bring up: the file's, that of the flags, or - with
 // neither - that of the lab of this name as it is.
 func (a *app) wanted(store lab.Store, cmd *cobra.Command, o upOptions) (*cluster.Spec, error) {
+	counted := cmd.Flags().Changed("servers") || cmd.Flags().Changed("workers")
+	if o.file != "" && counted {
+		return nil, usage("the file says how many machines there are: leave out --servers and --workers")
+	}
 	if o.file != "" {
 		return a.readSpec(o.file, o.name)
 	}
@@ -111,7 +113,7 @@ func (a *app) wanted(store lab.Store, cmd *cobra.Command, o upOptions) (*cluster
 	if name == "" {
 		name = "kuorum"
 	}
-	if !cmd.Flags().Changed("servers") && !cmd.Flags().Changed("workers") {
+	if !counted {
 		if l, err := store.Open(name); err == nil {
 			return l.Spec, nil
 		}

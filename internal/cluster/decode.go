@@ -84,13 +84,12 @@ func (d *decoder) place(paths []string) position {
 		}
 	}
 	around := paths[0]
-	for around != "" {
+	at, ok := d.fields[around]
+	for !ok && around != "" {
 		around = parent(around)
-		if at, ok := d.fields[around]; ok {
-			return at
-		}
+		at, ok = d.fields[around]
 	}
-	return d.fields[""]
+	return at
 }
 
 // value decodes n into out. A section without content ("network:" with all

@@ -203,9 +203,9 @@ func TestParseReportIsBounded(t *testing.T) {
 	if !strings.HasSuffix(problem.Why, "... and 19951 more") {
 		t.Errorf("the end is %q", problem.Why[len(problem.Why)-40:])
 	}
-	long := head + "spec: {" + strings.Repeat("a", 1000) + ": 1, network: {backend: " + strings.Repeat("ä", 1000) + "}}"
-	if problem := refused(t, []byte(long)); len(problem.Why) > 1000 {
-		t.Errorf("%d bytes of error for two mistakes", len(problem.Why))
+	long := head + "spec: {" + strings.Repeat("a", 1000) + ": 1, network: {backend: x" + strings.Repeat("ä", 1000) + "}}"
+	if problem := refused(t, []byte(long)); len(problem.Why) > 1000 || strings.Contains(problem.Why, `\x`) {
+		t.Errorf("two mistakes in long lines: %s", problem.Why)
 	}
 }
 

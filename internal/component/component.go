@@ -110,7 +110,7 @@ func (c Component) Digest() string {
 // since containerd and kubelet look up their own helpers there.
 func (c Component) Environ(m Machine) []string {
 	path := "PATH=" + filepath.Join(m.Bundle, "bin") + ":/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin"
-	return append([]string{path, "HOME=/root"}, c.Env...)
+	return append([]string{path, "HOME=/root", "GOGC=20"}, c.Env...)
 }
 
 func (m Machine) bin(name string) string { return filepath.Join(m.Bundle, "bin", name) }

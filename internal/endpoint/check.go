@@ -34,6 +34,14 @@ func watch(ctx context.Context, interval time.Duration, kick <-chan struct{}, ch
 	}
 }
 
+// The questions. A ready API server is asked the first one every
+// ReadyInterval and the second in between: it runs one check instead of
+// fifty, which is a tenth of the work, and shows a frozen server as well.
+const (
+	pathReady = "/readyz"
+	pathAlive = "/livez/ping"
+)
+
 // probe asks one backend whether it is ready, over one connection that is kept
 // between checks: a TLS handshake costs both sides a hundred times what the
 // question costs. It is written by hand because net/http hides which connection
@@ -41,14 +49,26 @@ func watch(ctx context.Context, interval time.Duration, kick <-chan struct{}, ch
 type probe struct {
 	cfg     Config
 	address string
-	request []byte
 	conn    net.Conn // nil when there is none
 	reader  *bufio.Reader
+	// ready is when the backend last said that it is; zero after any other
+	// answer, so that the next question is the whole one.
+	ready time.Time
 }
 
 func newProbe(cfg Config, address string) *probe {
-	request := "GET /readyz HTTP/1.1\r\nHost: " + cfg.ServerName + "\r\nUser-Agent: kuorum-endpoint\r\nAccept: */*\r\n\r\n"
-	return &probe{cfg: cfg, address: address, request: []byte(request)}
+	return &probe{cfg: cfg, address: address}
+}
+
+func (p *probe) path() string {
+	if time.Since(p.ready) < time.Duration(p.cfg.ReadyInterval) {
+		return pathAlive
+	}
+	return pathReady
+}
+
+func (p *probe) request(path string) []byte {
+	return []byte("GET " + path + " HTTP/1.1\r\nHost: " + p.cfg.ServerName + "\r\nUser-Agent: kuorum-endpoint\r\nAccept: */*\r\n\r\n")
 }
 
 // check takes at most the configured timeout. It is not safe for concurrent
@@ -63,6 +83,9 @@ func (p *probe) check(ctx context.Context) result {
 	if kept && v == silent && ctx.Err() == nil {
 		// Servers may end an idle connection at any time: ask on a new one.
 		v, err = p.ask(ctx)
+	}
+	if v != ready {
+		p.ready = time.Time{}
 	}
 	if v == silent && errors.Is(ctx.Err(), context.DeadlineExceeded) {
 		err = fmt.Errorf("no answer within %s", timeout)
@@ -87,7 +110,8 @@ func (p *probe) ask(ctx context.Context) (verdict, error) {
 }
 
 func (p *probe) exchange() (verdict, error) {
-	if _, err := p.conn.Write(p.request); err != nil {
+	path := p.path()
+	if _, err := p.conn.Write(p.request(path)); err != nil {
 		return classify(err), err
 	}
 	resp, err := http.ReadResponse(p.reader, nil)
@@ -101,7 +125,11 @@ func (p *probe) exchange() (verdict, error) {
 	if resp.Close || len(body) == maxAnswer {
 		p.close()
 	}
+	if path == pathAlive {
+		return ready, nil // it was, a moment ago, and any answer shows that it lives
+	}
 	if resp.StatusCode == http.StatusOK {
+		p.ready = time.Now()
 		return ready, nil
 	}
 	return unready, fmt.Errorf("/readyz says %s%s", resp.Status, failures(body))

@@ -100,6 +100,31 @@ func TestProbeSurvivesTheEndOfItsConnection(t *testing.T) {
 	}
 }
 
+// The whole question is asked once in ReadyInterval; in between a server only
+// has to answer, and one that does not is asked the whole question next.
+func TestProbeAsksForReadinessOnceInAWhile(t *testing.T) {
+	a := newAuthority(t)
+	s := newAPIServer(t, a, "s1")
+	cfg := testConfig(a, s).withDefaults()
+	cfg.ReadyInterval = cluster.Duration(time.Hour)
+	cfg.Timeout = cluster.Duration(100 * time.Millisecond)
+	p := newProbe(cfg, s.address)
+	defer p.close()
+	eventually(t, "it is ready", func() bool { return p.check(t.Context()).verdict == ready })
+	asked := s.checks.Load()
+	s.code.Store(http.StatusInternalServerError)
+	eventually(t, "it answers", func() bool { return p.check(t.Context()).verdict == ready })
+	if n := s.checks.Load(); n != asked {
+		t.Errorf("readiness was asked for %d times more within its interval", n-asked)
+	}
+	s.freeze()
+	if r := p.check(t.Context()); r.verdict != silent {
+		t.Errorf("verdict on a frozen server is %+v", r)
+	}
+	s.thaw()
+	eventually(t, "it answers the whole question", func() bool { return p.check(t.Context()).verdict == unready })
+}
+
 func TestProbeGivesUpOnFrozenServer(t *testing.T) {
 	a := newAuthority(t)
 	s := newAPIServer(t, a, "s1")

@@ -43,19 +43,20 @@ func TestLoadConfig(t *testing.T) {
 		t.Fatal(err)
 	}
 	want := Config{
-		Listen:       []string{"127.0.0.1:6443", "[fd00::1]:6443"},
-		Backends:     []Backend{{"s1", "198.18.0.1:6444"}, {"s2", "198.18.0.2:6444"}},
-		Local:        "s2",
-		CA:           "/pki/ca.crt",
-		Cert:         "/pki/client.crt",
-		Key:          "/pki/client.key",
-		ServerName:   "kubernetes",
-		Interval:     cluster.Duration(250 * time.Millisecond),
-		Timeout:      cluster.Duration(700 * time.Millisecond),
-		Fall:         2,
-		Rise:         1,
-		DrainTimeout: cluster.Duration(30 * time.Second),
-		Status:       "127.0.0.1:6442",
+		Listen:        []string{"127.0.0.1:6443", "[fd00::1]:6443"},
+		Backends:      []Backend{{"s1", "198.18.0.1:6444"}, {"s2", "198.18.0.2:6444"}},
+		Local:         "s2",
+		CA:            "/pki/ca.crt",
+		Cert:          "/pki/client.crt",
+		Key:           "/pki/client.key",
+		ServerName:    "kubernetes",
+		Interval:      cluster.Duration(250 * time.Millisecond),
+		ReadyInterval: cluster.Duration(time.Second),
+		Timeout:       cluster.Duration(700 * time.Millisecond),
+		Fall:          2,
+		Rise:          1,
+		DrainTimeout:  cluster.Duration(30 * time.Second),
+		Status:        "127.0.0.1:6442",
 	}
 	if diff := cmp.Diff(want, got); diff != "" {
 		t.Errorf("config (-want +got):\n%s", diff)

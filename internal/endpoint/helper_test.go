@@ -160,6 +160,7 @@ func testConfig(a *authority, servers ...*apiServer) Config {
 	cfg := Config{
 		CA: a.path("ca.crt"), Cert: a.path("client.crt"), Key: a.path("client.key"),
 		Interval: cluster.Duration(20 * time.Millisecond), Timeout: cluster.Duration(2 * time.Second),
+		ReadyInterval: 1, // every check asks for readiness
 	}
 	for _, s := range servers {
 		cfg.Backends = append(cfg.Backends, Backend{s.name, s.address})

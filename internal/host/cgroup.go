@@ -55,12 +55,17 @@ func v1Options(super string) string {
 		switch {
 		case strings.HasPrefix(word, "name="):
 			return "none," + word
-		case word == "rw" || word == "ro" || word == "xattr" || word == "clone_children" || word == "noprefix" || strings.HasPrefix(word, "release_agent="):
+		case slices.Contains(notControllers(), word) || strings.HasPrefix(word, "release_agent="):
 		default:
 			words = append(words, word)
 		}
 	}
 	return strings.Join(words, ",")
+}
+
+// notControllers are words that the kernel adds to the super options by itself.
+func notControllers() []string {
+	return []string{"rw", "ro", "seclabel", "xattr", "clone_children", "noprefix", "cpuset_v2_mode"}
 }
 
 // MountedHierarchies lists the cgroup file systems this process sees.

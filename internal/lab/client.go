@@ -6,6 +6,7 @@ import (
 	"errors"
 	"fmt"
 	"io"
+	"io/fs"
 	"net"
 	"net/http"
 	"os"
@@ -19,6 +20,9 @@ import (
 // Running tells whether the lab's process lives, and its pid. The lock tells
 // it: the kernel lets go of it when the process ends.
 func (l *Lab) Running() (int, bool) {
+	if _, err := os.Stat(l.path("lab.lock")); errors.Is(err, fs.ErrNotExist) {
+		return 0, false // taking the lock would make the lab's directory
+	}
 	held, err := lock(l.path("lab.lock"))
 	if err == nil {
 		_ = held.Close()

@@ -41,28 +41,64 @@ func checkImage(file string) error {
 	if err != nil {
 		return err
 	}
-	known := false
-	archive := tar.NewReader(in)
-	for {
-		header, err := archive.Next()
-		if errors.Is(err, io.EOF) {
-			break
-		}
-		if err != nil {
-			return fmt.Errorf("the archive is cut short or damaged: %w", err)
-		}
-		if err := checkEntry(header, archive); err != nil {
-			return err
-		}
-		name := path.Clean(header.Name)
-		known = known || name == "index.json" || name == "manifest.json"
+	known, err := readArchive(in)
+	if err != nil {
+		return err
 	}
 	if !known {
 		return errors.New("it is no image archive: it holds neither index.json (OCI) nor manifest.json (docker)")
 	}
-	// A tar cut at a header ends like a whole one; what follows the last
-	// entry must be at least the two zero blocks, which Next has read.
 	return nil
+}
+
+// readArchive reads in to its end and tells whether it holds an index of images.
+func readArchive(in io.Reader) (known bool, err error) {
+	last := &lastBlock{in: in}
+	archive := tar.NewReader(last)
+	entries := 0
+	for ; ; entries++ {
+		header, err := archive.Next()
+		if errors.Is(err, io.EOF) {
+			break
+		}
+		if err != nil && entries == 0 {
+			return false, fmt.Errorf("it is no archive of tar, plain or compressed with gzip: %w", err)
+		}
+		if err != nil {
+			return false, fmt.Errorf("the archive is cut short or damaged: %w", err)
+		}
+		if err := checkEntry(header, archive); err != nil {
+			return false, err
+		}
+		name := path.Clean(header.Name)
+		known = known || name == "index.json" || name == "manifest.json"
+	}
+	// A tar cut between two files reads like a whole one, but for the blocks of
+	// zeros that end it; gzip's checksum comes after those.
+	if entries > 0 && last.block != [512]byte{} {
+		return false, errors.New("the archive is cut short: its end is missing")
+	}
+	if _, err := io.Copy(io.Discard, in); err != nil {
+		return false, fmt.Errorf("the archive is cut short or damaged: %w", err)
+	}
+	return known, nil
+}
+
+// lastBlock is a reader that remembers the last 512 bytes it gave.
+type lastBlock struct {
+	in    io.Reader
+	block [512]byte
+}
+
+func (l *lastBlock) Read(p []byte) (int, error) {
+	n, err := l.in.Read(p)
+	if n >= len(l.block) {
+		copy(l.block[:], p[n-len(l.block):n])
+		return n, err
+	}
+	copy(l.block[:], l.block[n:])
+	copy(l.block[len(l.block)-n:], p[:n])
+	return n, err
 }
 
 func uncompressed(f *os.File) (io.Reader, error) {

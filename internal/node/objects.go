@@ -10,6 +10,8 @@ import (
 
 	"k8s.io/client-go/rest"
 	"k8s.io/client-go/tools/clientcmd"
+
+	"kuorum/internal/pki"
 )
 
 // object is one API object that the system itself needs, with the path it
@@ -26,14 +28,18 @@ func systemObjects() []object {
 	const roles, bindings = "/apis/rbac.authorization.k8s.io/v1/clusterroles/", "/apis/rbac.authorization.k8s.io/v1/clusterrolebindings/"
 	return []object{
 		{bindings + "kuorum:apiserver-kubelet", binding("kuorum:apiserver-kubelet", "system:kubelet-api-admin", "kube-apiserver-kubelet-client")},
+		// What the balancers ask between two readyz.
+		{roles + "kuorum:endpoint", `{"apiVersion":"rbac.authorization.k8s.io/v1","kind":"ClusterRole","metadata":{"name":"kuorum:endpoint"},"rules":[
+			{"nonResourceURLs":["/livez/ping"],"verbs":["get"]}]}`},
+		{bindings + "kuorum:endpoint", binding("kuorum:endpoint", "kuorum:endpoint", pki.UserEndpoint)},
 		{roles + "kuorum:coredns", `{"apiVersion":"rbac.authorization.k8s.io/v1","kind":"ClusterRole","metadata":{"name":"kuorum:coredns"},"rules":[
 			{"apiGroups":[""],"resources":["endpoints","services","pods","namespaces"],"verbs":["list","watch"]},
 			{"apiGroups":["discovery.k8s.io"],"resources":["endpointslices"],"verbs":["list","watch"]}]}`},
-		{bindings + "kuorum:coredns", binding("kuorum:coredns", "kuorum:coredns", "system:coredns")},
+		{bindings + "kuorum:coredns", binding("kuorum:coredns", "kuorum:coredns", pki.UserCoreDNS)},
 		{roles + "kuorum:flannel", `{"apiVersion":"rbac.authorization.k8s.io/v1","kind":"ClusterRole","metadata":{"name":"kuorum:flannel"},"rules":[
 			{"apiGroups":[""],"resources":["nodes"],"verbs":["get","list","watch"]},
 			{"apiGroups":[""],"resources":["nodes/status"],"verbs":["patch"]}]}`},
-		{bindings + "kuorum:flannel", binding("kuorum:flannel", "kuorum:flannel", "system:flannel")},
+		{bindings + "kuorum:flannel", binding("kuorum:flannel", "kuorum:flannel", pki.UserFlannel)},
 	}
 }
 

@@ -60,7 +60,7 @@ func (a *Agent) keepCNI(ctx context.Context) error {
 	tick := time.NewTicker(100 * time.Millisecond)
 	defer tick.Stop()
 	for written := false; ; {
-		err := writeCNI()
+		err := writeCNI(component.SubnetFile, cniFile)
 		if err == nil && !written {
 			written = true
 			tick.Reset(5 * time.Second)
@@ -77,24 +77,26 @@ func (a *Agent) keepCNI(ctx context.Context) error {
 	}
 }
 
-func writeCNI() error {
-	data, err := os.ReadFile(component.SubnetFile)
+// writeCNI writes the configuration at path for the range in subnetFile, unless
+// it is there already.
+func writeCNI(subnetFile, path string) error {
+	data, err := os.ReadFile(subnetFile)
 	if err != nil {
 		return err
 	}
 	subnet, mtu, err := component.ParseSubnet(data)
 	if err != nil {
-		return fmt.Errorf("cannot read %s: %w", component.SubnetFile, err)
+		return fmt.Errorf("cannot read %s: %w", subnetFile, err)
 	}
 	want := component.CNI(subnet, mtu)
-	have, err := os.ReadFile(cniFile)
+	have, err := os.ReadFile(path)
 	if err == nil && bytes.Equal(have, want) {
 		return nil
 	}
 	if err != nil && !errors.Is(err, fs.ErrNotExist) {
 		return err
 	}
-	return host.WriteFile(cniFile, want, 0o644)
+	return host.WriteFile(path, want, 0o644)
 }
 
 // applyObjects gives the system's own parts their permissions, and this

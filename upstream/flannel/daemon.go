@@ -6,6 +6,7 @@ import (
 	"fmt"
 	"net"
 	"net/http"
+	"slices"
 	"sync"
 	"sync/atomic"
 	"time"
@@ -32,9 +33,9 @@ const (
 	// backs off to 30 s when the API server goes away under it, a fresh one
 	// does not.
 	syncLimit = 10 * time.Second
-	// rulesEvery is how often the nftables rules are written again, in case a
-	// firewall was reloaded and flushed them.
-	rulesEvery = time.Minute
+	// keepEvery is how often the nftables rules are written again, in case a
+	// firewall was reloaded and flushed them, and the lease is looked at.
+	keepEvery = time.Minute
 
 	annotations = "flannel.alpha.coreos.com"
 )
@@ -94,9 +95,10 @@ func (d *daemon) run(ctx context.Context) error {
 	return d.keep(ctx, pods.Lease(), over)
 }
 
-// keep writes the rules again and again until ctx ends or the backend gives up.
+// keep writes the rules again and again until ctx ends, the backend gives up,
+// or the lease is no longer what it was. Then only a fresh start helps.
 func (d *daemon) keep(ctx context.Context, l *lease.Lease, over <-chan struct{}) error {
-	tick := time.NewTicker(rulesEvery)
+	tick := time.NewTicker(keepEvery)
 	defer tick.Stop()
 	for {
 		select {
@@ -108,8 +110,30 @@ func (d *daemon) keep(ctx context.Context, l *lease.Lease, over <-chan struct{})
 			if err := d.writeRules(ctx, l); err != nil {
 				klog.Errorf("cannot write the nftables rules again: %v", err)
 			}
+			if err := d.checkLease(ctx, l); err != nil {
+				return err
+			}
 		}
 	}
+}
+
+// checkLease notices that the Node object was deleted and made anew: without
+// flannel's annotations, the other machines would have no route to this one.
+// An API server that does not answer is no reason to stop.
+func (d *daemon) checkLease(ctx context.Context, l *lease.Lease) error {
+	ctx, cancel := context.WithTimeout(ctx, lastRetry)
+	defer cancel()
+	node, err := d.client.CoreV1().Nodes().Get(ctx, d.node, metav1.GetOptions{ResourceVersion: "0"})
+	if err != nil || node.Spec.PodCIDR == "" {
+		return nil
+	}
+	if node.Annotations[annotations+"/kube-subnet-manager"] != "true" {
+		return fmt.Errorf("node %q has lost its lease", d.node)
+	}
+	if d.network.EnableIPv4 && !slices.Contains(append(node.Spec.PodCIDRs, node.Spec.PodCIDR), l.Subnet.String()) {
+		return fmt.Errorf("node %q has another pod CIDR than %s", d.node, l.Subnet)
+	}
+	return nil
 }
 
 // reachAPI succeeds as soon as an API server answers for this user, whether
@@ -141,7 +165,8 @@ func (d *daemon) listNodes(ctx context.Context) (subnet.Manager, error) {
 
 // awaitPodCIDR waits until the controller-manager has given this node its pod
 // CIDR. It watches, because every poll interval would be added to the time a
-// cluster takes to start.
+// cluster takes to start. An object without any annotation has not been
+// touched by its kubelet yet, and upstream's AcquireLease panics on it.
 func (d *daemon) awaitPodCIDR(ctx context.Context) error {
 	seconds := int64(60)
 	w, err := d.client.CoreV1().Nodes().Watch(ctx, metav1.ListOptions{
@@ -156,7 +181,7 @@ func (d *daemon) awaitPodCIDR(ctx context.Context) error {
 	for event := range w.ResultChan() {
 		switch o := event.Object.(type) {
 		case *v1.Node:
-			if o.Spec.PodCIDR != "" {
+			if o.Spec.PodCIDR != "" && len(o.Annotations) > 0 {
 				return nil
 			}
 		case *metav1.Status:

@@ -1,0 +1,253 @@
+package component
+
+import (
+	"encoding/json"
+	"flag"
+	"fmt"
+	"io/fs"
+	"net/netip"
+	"os"
+	"path/filepath"
+	"slices"
+	"strings"
+	"testing"
+
+	"github.com/google/go-cmp/cmp"
+
+	"kuorum/internal/cluster"
+)
+
+var update = flag.Bool("update", false, "write the golden files anew")
+
+func testMachine(t *testing.T, name string) Machine {
+	t.Helper()
+	spec, err := cluster.New("demo", 3, 1)
+	if err != nil {
+		t.Fatal(err)
+	}
+	node, ok := spec.Node(name)
+	if !ok {
+		t.Fatalf("no node %s", name)
+	}
+	return Machine{Spec: spec, Node: node, Bundle: "/bundle", Kuorum: "/usr/local/bin/kuorum", LowerOOM: true}
+}
+
+// find returns the component of that name.
+func find(t *testing.T, m Machine, name string) Component {
+	t.Helper()
+	list := For(m)
+	i := slices.IndexFunc(list, func(c Component) bool { return c.Name == name })
+	if i < 0 {
+		t.Fatalf("%s has no %s", m.Node.Name, name)
+	}
+	return list[i]
+}
+
+func render(list []Component, m Machine) string {
+	var out strings.Builder
+	for _, c := range list {
+		fmt.Fprintf(&out, "=== %s\npath %s\nafter %v\nstop %s\nenv %v\n", c.Name, c.Path, c.After, c.StopTimeout, c.Environ(m))
+		for _, a := range c.Args {
+			fmt.Fprintf(&out, "  %s\n", a)
+		}
+		for _, d := range c.Dirs {
+			fmt.Fprintf(&out, "dir %s\n", d)
+		}
+		for _, f := range c.Files {
+			fmt.Fprintf(&out, "--- %s %o\n%s", f.Path, f.Mode, f.Data)
+		}
+		out.WriteString("\n")
+	}
+	return out.String()
+}
+
+// TestGolden shows in a review what a change does to the programs' flags and
+// files. What must never change is in the security tests.
+func TestGolden(t *testing.T) {
+	for _, name := range []string{"cp1", "w1"} {
+		m := testMachine(t, name)
+		got := render(For(m), m)
+		file := filepath.Join("testdata", name+".golden")
+		if *update {
+			if err := os.WriteFile(file, []byte(got), 0o644); err != nil {
+				t.Fatal(err)
+			}
+		}
+		want, err := os.ReadFile(file)
+		if err != nil {
+			t.Fatal(err)
+		}
+		if diff := cmp.Diff(string(want), got); diff != "" {
+			t.Errorf("%s (-want +got), go test -update accepts it:\n%s", file, diff)
+		}
+	}
+}
+
+func TestRoles(t *testing.T) {
+	serverOnly := []string{"etcd", "kube-apiserver", "kube-controller-manager", "kube-scheduler"}
+	names := func(m Machine) (list []string) {
+		for _, c := range For(m) {
+			list = append(list, c.Name)
+		}
+		return list
+	}
+	server, worker := names(testMachine(t, "cp2")), names(testMachine(t, "w1"))
+	for _, name := range serverOnly {
+		if !slices.Contains(server, name) || slices.Contains(worker, name) {
+			t.Errorf("%s must be on servers only: server %v, worker %v", name, server, worker)
+		}
+	}
+	for _, name := range worker {
+		if !slices.Contains(server, name) {
+			t.Errorf("%s is on the worker only", name)
+		}
+	}
+}
+
+// TestStartOrder walks After: every name exists and there is no circle.
+func TestStartOrder(t *testing.T) {
+	for _, name := range []string{"cp1", "w1"} {
+		started, list := map[string]bool{}, For(testMachine(t, name))
+		for range list {
+			for _, c := range list {
+				if !slices.ContainsFunc(c.After, func(a string) bool { return !started[a] }) {
+					started[c.Name] = true
+				}
+			}
+		}
+		for _, c := range list {
+			if !started[c.Name] {
+				t.Errorf("%s: %s can never start after %v", name, c.Name, c.After)
+			}
+			if !filepath.IsAbs(c.Path) || c.Ready == nil || c.StopTimeout <= 0 {
+				t.Errorf("%s: %s lacks an absolute path, a probe or a stop timeout", name, c.Name)
+			}
+		}
+		if len(started) != len(list) {
+			t.Errorf("%s: two components share a name", name)
+		}
+	}
+}
+
+func TestDigestChangesWithEveryInput(t *testing.T) {
+	base := func() Component {
+		return Component{
+			Path: "/bin/a", Args: []string{"x", "y"}, Env: []string{"K=V"},
+			Files: []File{{Path: "/f", Data: []byte("data"), Mode: 0o600}},
+		}
+	}
+	changes := map[string]func(*Component){
+		"nothing":       func(*Component) {},
+		"path":          func(c *Component) { c.Path = "/bin/b" },
+		"argument":      func(c *Component) { c.Args[1] = "z" },
+		"arguments cut": func(c *Component) { c.Args = []string{"x y"} },
+		"environment":   func(c *Component) { c.Env = nil },
+		"file's path":   func(c *Component) { c.Files[0].Path = "/g" },
+		"file's data":   func(c *Component) { c.Files[0].Data = []byte("Data") },
+		"file's mode":   func(c *Component) { c.Files[0].Mode = fs.FileMode(0o644) },
+		"file more":     func(c *Component) { c.Files = append(c.Files, File{Path: "/g"}) },
+	}
+	seen := map[string]string{}
+	for name, change := range changes {
+		c := base()
+		change(&c)
+		if other, ok := seen[c.Digest()]; ok {
+			t.Errorf("%q and %q have the same digest", name, other)
+		}
+		seen[c.Digest()] = name
+		if again := base(); name == "nothing" && again.Digest() != c.Digest() {
+			t.Error("the digest of the same component differs")
+		}
+	}
+}
+
+// TestRenderingIsStable: feature gates and labels are maps, whose order must
+// not restart programs.
+func TestRenderingIsStable(t *testing.T) {
+	m := testMachine(t, "cp1")
+	m.Spec.Spec.Kubernetes.FeatureGates = map[string]bool{"A": true, "B": false, "C": true, "D": true}
+	m.Node.Labels = map[string]string{"z": "1", "y": "2", "x": "3"}
+	first := render(For(m), m)
+	for range 50 {
+		if diff := cmp.Diff(first, render(For(m), m)); diff != "" {
+			t.Fatalf("(-first +later):\n%s", diff)
+		}
+	}
+}
+
+func TestFeatureGates(t *testing.T) {
+	m := testMachine(t, "cp1")
+	if got := featureGates(m); got != nil {
+		t.Errorf("no gates give %q", got)
+	}
+	m.Spec.Spec.Kubernetes.FeatureGates = map[string]bool{"Ours": false, "Theirs": true}
+	got := featureGates(m, "Ours=true", "More=true")
+	if diff := cmp.Diff([]string{"--feature-gates=More=true,Ours=false,Theirs=true"}, got); diff != "" {
+		t.Errorf("the cluster's choice must stand (-want +got):\n%s", diff)
+	}
+}
+
+func TestParseSubnet(t *testing.T) {
+	for _, tc := range []struct {
+		name, text, subnet string
+		mtu                int
+	}{
+		{"as flannel writes it", "FLANNEL_NETWORK=10.244.0.0/16\nFLANNEL_SUBNET=10.244.2.1/24\nFLANNEL_MTU=1450\nFLANNEL_IPMASQ=false\n", "10.244.2.0/24", 1450},
+		{"blanks and order", " FLANNEL_MTU=1500 \n\nFLANNEL_SUBNET=10.1.0.1/26", "10.1.0.0/26", 1500},
+		{"empty", "", "", 0},
+		{"half written", "FLANNEL_NETWORK=10.244.0.0/16\nFLANNEL_SUB", "", 0},
+		{"no MTU yet", "FLANNEL_SUBNET=10.244.2.1/24\n", "", 0},
+		{"not a number", "FLANNEL_SUBNET=10.244.2.1/24\nFLANNEL_MTU=big\n", "", 0},
+		{"not a range", "FLANNEL_SUBNET=10.244.2.1\nFLANNEL_MTU=1450\n", "", 0},
+	} {
+		subnet, mtu, err := ParseSubnet([]byte(tc.text))
+		if tc.subnet == "" {
+			if err == nil {
+				t.Errorf("%s: read as %s", tc.name, subnet)
+			}
+			continue
+		}
+		if err != nil || subnet.String() != tc.subnet || mtu != tc.mtu {
+			t.Errorf("%s: got %s, %d, %v", tc.name, subnet, mtu, err)
+		}
+	}
+}
+
+// FuzzParseSubnet: whatever is in the file, what is read can be given to CNI.
+func FuzzParseSubnet(f *testing.F) {
+	f.Add([]byte("FLANNEL_SUBNET=10.244.2.1/24\nFLANNEL_MTU=1450\n"))
+	f.Add([]byte("FLANNEL_SUBNET=fe80::1%eth0/64\nFLANNEL_MTU=-1"))
+	f.Add([]byte("=\n==\nFLANNEL_SUBNET"))
+	f.Fuzz(func(t *testing.T, data []byte) {
+		subnet, mtu, err := ParseSubnet(data)
+		if err != nil {
+			return
+		}
+		if subnet != subnet.Masked() || !json.Valid(CNI(subnet, mtu)) {
+			t.Errorf("%q gives %s and %s", data, subnet, CNI(subnet, mtu))
+		}
+	})
+}
+
+func TestCNI(t *testing.T) {
+	var got struct {
+		CNIVersion string
+		Plugins    []struct {
+			Type   string
+			MTU    int
+			IPMasq *bool
+			IPAM   struct {
+				Type   string
+				Ranges [][]struct{ Subnet netip.Prefix }
+			}
+		}
+	}
+	subnet := netip.MustParsePrefix("10.244.3.0/24")
+	if err := json.Unmarshal(CNI(subnet, 1450), &got); err != nil {
+		t.Fatal(err)
+	}
+	first := got.Plugins[0]
+	if first.Type != "ptp" || first.MTU != 1450 || first.IPMasq == nil || *first.IPMasq || first.IPAM.Ranges[0][0].Subnet != subnet {
+		t.Errorf("got %+v", first)
+	}
+}

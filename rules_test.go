@@ -1,0 +1,136 @@
+// Package kuorum_test holds the rules of this source tree that no linter knows:
+// which package may import which, and how large a file or a package may grow.
+package kuorum_test
+
+import (
+	"bytes"
+	"go/parser"
+	"go/token"
+	"io/fs"
+	"os"
+	"os/exec"
+	"path"
+	"path/filepath"
+	"strings"
+	"testing"
+)
+
+// layers are the packages of internal, the lowest first. Each imports only
+// from layers below its own; siblings meet further up, through interfaces that
+// their user declares. A new package needs a place here.
+var layers = []string{
+	"cluster host step",
+	"pki supervise bundle",
+	"component endpoint",
+	"node lab",
+	"cli",
+}
+
+const (
+	maxLines = 400 // of a file that is no test
+	maxFiles = 12  // of a package, without tests
+)
+
+// floors is the number of each package's layer.
+func floors() map[string]int {
+	floor := map[string]int{}
+	for i, names := range layers {
+		for name := range strings.FieldsSeq(names) {
+			floor[name] = i
+		}
+	}
+	return floor
+}
+
+func TestImportsPointDownwards(t *testing.T) {
+	const imports = `{{.ImportPath}}{{range .Imports}} {{.}}{{end}}{{range .TestImports}} {{.}}{{end}}{{range .XTestImports}} {{.}}{{end}}`
+	out, err := exec.CommandContext(t.Context(), "go", "list", "-f", imports, "./internal/...").Output()
+	if err != nil {
+		t.Fatalf("cannot list packages: %v", err)
+	}
+	floor, seen := floors(), map[string]bool{}
+	for line := range strings.Lines(string(out)) {
+		paths := strings.Fields(line)
+		name := ours(paths[0])
+		mine, placed := floor[name]
+		if !placed {
+			t.Errorf("internal/%s has no layer: give it one above, or make it part of a package that has", name)
+			continue
+		}
+		seen[name] = true
+		for _, imported := range paths[1:] {
+			other := ours(imported)
+			if other == "" || other == name {
+				continue
+			}
+			if theirs, placed := floor[other]; placed && theirs >= mine {
+				t.Errorf("internal/%s of layer %d imports internal/%s of layer %d", name, mine, other, theirs)
+			}
+		}
+	}
+	for name := range floor {
+		if !seen[name] {
+			t.Errorf("layers names internal/%s, which does not exist", name)
+		}
+	}
+}
+
+// ours is what follows kuorum/internal/ in an import path, or nothing.
+func ours(importPath string) string {
+	name, _ := strings.CutPrefix(importPath, "kuorum/internal/")
+	if name == importPath {
+		return ""
+	}
+	return name
+}
+
+func TestPackagesStaySmallAndExplained(t *testing.T) {
+	files, comments := map[string]int{}, map[string]int{}
+	for _, file := range sources(t, "internal", "cmd") {
+		src, err := os.ReadFile(file)
+		if err != nil {
+			t.Fatal(err)
+		}
+		if n := bytes.Count(src, []byte("\n")); n > maxLines {
+			t.Errorf("%s has %d lines, %d are allowed", file, n, maxLines)
+		}
+		parsed, err := parser.ParseFile(token.NewFileSet(), file, src, parser.PackageClauseOnly|parser.ParseComments)
+		if err != nil {
+			t.Fatal(err)
+		}
+		dir := path.Dir(file)
+		files[dir]++
+		if parsed.Doc != nil {
+			comments[dir]++
+		}
+	}
+	for dir, n := range files {
+		if n > maxFiles {
+			t.Errorf("%s has %d files, %d are allowed", dir, n, maxFiles)
+		}
+		if comments[dir] != 1 {
+			t.Errorf("%s has %d package comments, exactly one is wanted", dir, comments[dir])
+		}
+	}
+}
+
+// sources lists the Go files below dirs that are no tests.
+func sources(t *testing.T, dirs ...string) []string {
+	t.Helper()
+	var found []string
+	for _, dir := range dirs {
+		err := filepath.WalkDir(dir, func(name string, d fs.DirEntry, err error) error {
+			if err == nil && !d.IsDir() && path.Ext(name) == ".go" && !strings.HasSuffix(name, "_test.go") {
+				found = append(found, name)
+			}
+			return err
+		})
+		if err != nil {
+			t.Fatal(err)
+		}
+	}
+	if len(found) == 0 {
+		t.Fatalf("no sources below %v", dirs)
+	}
+	return found
+}
