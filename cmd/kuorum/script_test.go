@@ -114,14 +114,15 @@ func fabricate(ts *testscript.TestScript, neg bool, names []string) {
 		ts.Check(err)
 		text, err := spec.YAML()
 		ts.Check(err)
-		for file, data := range map[string]string{
+		files := map[string]string{
 			"cluster.yaml":                            string(text),
 			"state.json":                              `{"port": 6443, "created": "2026-01-02T03:04:05Z"}`,
 			"admin.conf":                              kubeconfig("kuorum-" + name),
 			"machines/cp1/var/log/kuorum/etcd.log":    "first\nsecond\nthird\n",
 			"machines/cp1/var/log/kuorum/kubelet.log": "one\n",
 			"machines/cp1/console.log":                "booted\n",
-		} {
+		}
+		for file, data := range files {
 			path := filepath.Join(ts.Getenv("KUORUM_STATE"), "labs", name, file)
 			ts.Check(os.MkdirAll(filepath.Dir(path), 0o755))
 			ts.Check(os.WriteFile(path, []byte(data), 0o644))

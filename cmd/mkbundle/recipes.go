@@ -22,13 +22,15 @@ type recipe struct {
 // recipes are built in this order: what takes longest comes first, so that a
 // mistake in it shows early.
 func recipes() []recipe {
+	// As hack/lib/version.sh stamps them. The commit is unknown: a module
+	// carries none, and empty is what upstream prints as "unknown".
+	kubernetes := each([]string{"k8s.io/component-base/version.", "k8s.io/client-go/pkg/version."},
+		"gitVersion={version}", "gitMajor={major}", "gitMinor={minor}", "gitTreeState=clean", "gitCommit=", "buildDate={time}")
 	list := []recipe{{
-		dir: "kubernetes", module: "k8s.io/kubernetes", pkg: ".", file: "bin/kubernetes",
-		links: []string{"kube-apiserver", "kube-controller-manager", "kube-scheduler", "kubelet", "kube-proxy", "kubectl"},
-		// As hack/lib/version.sh stamps them. The commit is unknown: a module
-		// carries none, and empty is what upstream prints as "unknown".
-		stamps: each([]string{"k8s.io/component-base/version.", "k8s.io/client-go/pkg/version."},
-			"gitVersion={version}", "gitMajor={major}", "gitMinor={minor}", "gitTreeState=clean", "gitCommit=", "buildDate={time}"),
+		dir: "kubernetes", module: "k8s.io/kubernetes", pkg: ".", file: "bin/kubernetes", stamps: kubernetes,
+		links: []string{"kube-apiserver", "kube-controller-manager", "kube-scheduler", "kubelet", "kube-proxy"},
+	}, {
+		dir: "kubernetes", module: "k8s.io/kubernetes", pkg: "./kubectl", file: "bin/kubectl", stamps: kubernetes,
 	}}
 	for _, name := range []string{"etcd", "etcdctl", "etcdutl"} {
 		pkg := "go.etcd.io/etcd/" + name + "/v3"
@@ -58,7 +60,7 @@ func recipes() []recipe {
 		ldflags: []string{"-extldflags", "-static"},
 		cgo:     true, // libseccomp, and the C code that enters namespaces
 	})
-	for _, name := range []string{"main/ptp", "main/bridge", "main/loopback", "ipam/host-local", "meta/portmap", "meta/bandwidth"} {
+	for _, name := range []string{"main/ptp", "main/loopback", "ipam/host-local", "meta/portmap", "meta/bandwidth"} {
 		const module = "github.com/containernetworking/plugins"
 		list = append(list, recipe{
 			dir: "cni", module: module, pkg: module + "/plugins/" + name, file: "bin/" + name[strings.Index(name, "/")+1:],

@@ -10,6 +10,7 @@ import (
 	"github.com/spf13/cobra"
 
 	"kuorum/internal/endpoint"
+	"kuorum/internal/lab"
 	"kuorum/internal/node"
 )
 
@@ -69,5 +70,39 @@ func (a *app) endpointCommand() *cobra.Command {
 		},
 	}
 	cmd.Flags().StringVar(&file, "config", "", "configuration file")
+	return cmd
+}
+
+// labProcess is what `up` starts in the background.
+func (a *app) labProcess() *cobra.Command {
+	var state, bundleDir string
+	cmd := &cobra.Command{
+		Use:    "process NAME",
+		Short:  "The background process of a lab (started by up)",
+		Hidden: true,
+		Args:   cobra.ExactArgs(1),
+		RunE: func(cmd *cobra.Command, args []string) error {
+			exe, err := os.Executable()
+			if err != nil {
+				return fmt.Errorf("cannot find our own program: %w", err)
+			}
+			return lab.Store{Root: state, Exe: exe}.Serve(cmd.Context(), args[0], bundleDir, a.logger())
+		},
+	}
+	cmd.Flags().StringVar(&state, "state", "", "where labs live")
+	cmd.Flags().StringVar(&bundleDir, "bundle", "", "directory of the unpacked bundle")
+	return cmd
+}
+
+// machineCommand is what the lab process starts in a machine's namespaces.
+func (a *app) machineCommand() *cobra.Command {
+	cmd := &cobra.Command{Use: "machine", Short: "A lab machine's first process (started by the lab)", Hidden: true, Args: cobra.NoArgs}
+	cmd.AddCommand(
+		&cobra.Command{Use: "wait", Args: cobra.NoArgs, RunE: func(*cobra.Command, []string) error { return lab.WaitForPower() }},
+		&cobra.Command{Use: "init", Args: cobra.NoArgs, RunE: func(*cobra.Command, []string) error {
+			signal.Ignore(syscall.SIGTERM, os.Interrupt, syscall.SIGHUP)
+			return lab.Init(a.logger())
+		}},
+	)
 	return cmd
 }

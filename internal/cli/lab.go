@@ -3,11 +3,9 @@ package cli
 import (
 	"context"
 	"errors"
-	"fmt"
 	"log/slog"
 	"os"
 	"os/signal"
-	"syscall"
 	"time"
 
 	"github.com/spf13/cobra"
@@ -162,40 +160,6 @@ func (a *app) inMachine(ctx context.Context, l *lab.Lab, name string, argv []str
 	signal.Ignore(os.Interrupt)
 	defer signal.Reset(os.Interrupt)
 	return m.Console(own, argv, []string{"TERM=" + a.process.Env("TERM")}, lab.Streams{In: a.process.In, Out: a.process.Out, Err: a.process.Err})
-}
-
-// labProcess is what `up` starts in the background.
-func (a *app) labProcess() *cobra.Command {
-	var state, bundleDir string
-	cmd := &cobra.Command{
-		Use:    "process NAME",
-		Short:  "The background process of a lab (started by up)",
-		Hidden: true,
-		Args:   cobra.ExactArgs(1),
-		RunE: func(cmd *cobra.Command, args []string) error {
-			exe, err := os.Executable()
-			if err != nil {
-				return fmt.Errorf("cannot find our own program: %w", err)
-			}
-			return lab.Store{Root: state, Exe: exe}.Serve(cmd.Context(), args[0], bundleDir, a.logger())
-		},
-	}
-	cmd.Flags().StringVar(&state, "state", "", "where labs live")
-	cmd.Flags().StringVar(&bundleDir, "bundle", "", "directory of the unpacked bundle")
-	return cmd
-}
-
-// machineCommand is what the lab process starts in a machine's namespaces.
-func (a *app) machineCommand() *cobra.Command {
-	cmd := &cobra.Command{Use: "machine", Short: "A lab machine's first process (started by the lab)", Hidden: true, Args: cobra.NoArgs}
-	cmd.AddCommand(
-		&cobra.Command{Use: "wait", Args: cobra.NoArgs, RunE: func(*cobra.Command, []string) error { return lab.WaitForPower() }},
-		&cobra.Command{Use: "init", Args: cobra.NoArgs, RunE: func(*cobra.Command, []string) error {
-			signal.Ignore(syscall.SIGTERM, os.Interrupt, syscall.SIGHUP)
-			return lab.Init(a.logger())
-		}},
-	)
-	return cmd
 }
 
 // logger writes one line of text an event, for files that people read.

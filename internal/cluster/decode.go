@@ -99,7 +99,7 @@ func (d *decoder) value(path string, n *yaml.Node, out reflect.Value) {
 		d.wrong(path, unsupported)
 		return
 	}
-	if _, ok := out.Addr().Interface().(encoding.TextUnmarshaler); ok {
+	if _, ok := reflect.TypeAssert[encoding.TextUnmarshaler](out.Addr()); ok {
 		d.text(path, n, out)
 		return
 	}
@@ -201,7 +201,7 @@ func (d *decoder) list(path string, n *yaml.Node, out reflect.Value) {
 
 // text decodes the types that read themselves.
 func (d *decoder) text(path string, n *yaml.Node, out reflect.Value) {
-	reader, ok := out.Addr().Interface().(encoding.TextUnmarshaler)
+	reader, ok := reflect.TypeAssert[encoding.TextUnmarshaler](out.Addr())
 	if !ok || n.ShortTag() != "!!str" {
 		d.mismatch(path, n, out)
 		return

@@ -92,8 +92,8 @@ func item(path string, index int) string {
 // parent is the path around path; that of a top-level field is "".
 func parent(path string) string {
 	// Quoted keys hold anything, but nothing lies below them.
-	if i := strings.Index(path, `["`); i >= 0 {
-		return path[:i]
+	if before, _, found := strings.Cut(path, `["`); found {
+		return before
 	}
 	return path[:max(0, strings.LastIndexAny(path, ".["))]
 }

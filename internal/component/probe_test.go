@@ -82,7 +82,7 @@ func TestHTTPSReady(t *testing.T) {
 }
 
 func TestSocketAndFileReady(t *testing.T) {
-	dir, err := os.MkdirTemp("", "k") // t.TempDir's paths may be too long for a socket
+	dir, err := os.MkdirTemp("", "k") //nolint:usetesting // its paths may be too long for a socket
 	if err != nil {
 		t.Fatal(err)
 	}

@@ -56,6 +56,7 @@ func (s *apiServer) start() {
 		return err == nil
 	})
 	s.address = ln.Addr().String()
+	ln = stallingListener{ln, s}
 	mux := http.NewServeMux()
 	mux.HandleFunc("/readyz", s.readyz)
 	mux.HandleFunc("/name", func(w http.ResponseWriter, _ *http.Request) { _, _ = io.WriteString(w, s.name) })
@@ -135,4 +136,30 @@ func (s *apiServer) wait() {
 	frozen := s.frozen
 	s.mu.Unlock()
 	<-frozen
+}
+
+// stallingListener makes a frozen server hear nothing, HTTP/2's own frames
+// included.
+type stallingListener struct {
+	net.Listener
+	s *apiServer
+}
+
+func (l stallingListener) Accept() (net.Conn, error) {
+	conn, err := l.Listener.Accept()
+	if err != nil {
+		return nil, err
+	}
+	return stallingConn{conn, l.s}, nil
+}
+
+type stallingConn struct {
+	net.Conn
+	s *apiServer
+}
+
+func (c stallingConn) Read(p []byte) (int, error) {
+	n, err := c.Conn.Read(p)
+	c.s.wait()
+	return n, err
 }

@@ -45,10 +45,10 @@ type Config struct {
 	// "kubernetes" by default.
 	ServerName string `json:"serverName,omitempty"`
 
-	// Interval from the start of one check to the next; 250 ms by default.
+	// Interval from the start of one check to the next; 500 ms by default.
 	Interval cluster.Duration `json:"interval,omitempty"`
 	// ReadyInterval is how long a backend that said it is ready is believed
-	// and only asked whether it lives; 1 s by default. 0 cannot be set: it is
+	// and only asked whether it lives; 2 s by default. 0 cannot be set: it is
 	// the default.
 	ReadyInterval cluster.Duration `json:"readyInterval,omitempty"`
 	// Timeout of one check and of one connect; 1 s by default.
@@ -88,8 +88,8 @@ func LoadConfig(path string) (Config, error) {
 
 func (c Config) withDefaults() Config {
 	setDefault(&c.ServerName, "kubernetes")
-	setDefault(&c.Interval, cluster.Duration(250*time.Millisecond))
-	setDefault(&c.ReadyInterval, cluster.Duration(time.Second))
+	setDefault(&c.Interval, cluster.Duration(500*time.Millisecond))
+	setDefault(&c.ReadyInterval, cluster.Duration(2*time.Second))
 	setDefault(&c.Timeout, cluster.Duration(time.Second))
 	setDefault(&c.Fall, 2)
 	setDefault(&c.Rise, 1)

@@ -171,7 +171,7 @@ func TestForwardPassesBreakOn(t *testing.T) {
 	_, _ = io.ReadFull(conn, make([]byte, 1))
 	_ = conn.SetLinger(0) // Close with a reset, as a crash does.
 	_ = conn.Close()
-	<-ended
+	_ = <-ended
 }
 
 func TestForwardClosesClientWithoutPeer(t *testing.T) {

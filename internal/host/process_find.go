@@ -38,7 +38,7 @@ func readStat(pid int) (stat, error) {
 // parentheses and may itself hold blanks and parentheses.
 func parseStat(line string) (stat, error) {
 	fields := strings.Fields(line[strings.LastIndexByte(line, ')')+1:])
-	const state, session, start = 3 - 3, 6 - 3, 22 - 3 // field numbers of the manual
+	const state, session, start = 0, 3, 19 // the manual counts from 1 and two fields earlier
 	if len(fields) <= start {
 		return stat{}, fmt.Errorf("cannot read process status %q: too few fields", line)
 	}

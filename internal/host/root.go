@@ -206,7 +206,11 @@ func bindReadOnly(from, to string) error {
 	if err != nil {
 		return fmt.Errorf("cannot show %s to the machine: %w", from, err)
 	}
-	if err := makeTarget(to, info.IsDir()); err != nil {
+	target := makeFile
+	if info.IsDir() {
+		target = func(path string) error { return os.MkdirAll(path, 0o755) }
+	}
+	if err := target(to); err != nil {
 		return fmt.Errorf("cannot show %s to the machine: %w", from, err)
 	}
 	if err := mount(from, to, "", unix.MS_BIND|unix.MS_REC, ""); err != nil {
@@ -215,10 +219,8 @@ func bindReadOnly(from, to string) error {
 	return mount("", to, "", unix.MS_BIND|unix.MS_REMOUNT|unix.MS_RDONLY, "")
 }
 
-func makeTarget(path string, dir bool) error {
-	if dir {
-		return os.MkdirAll(path, 0o755)
-	}
+// makeFile makes an empty file for a mount to hide.
+func makeFile(path string) error {
 	if err := os.MkdirAll(filepath.Dir(path), 0o755); err != nil {
 		return err
 	}

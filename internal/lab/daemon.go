@@ -89,7 +89,7 @@ func (s Store) prepare(ctx context.Context, name, bundle string, log *slog.Logge
 	if d.agents, err = agentClient(l); err != nil {
 		return nil, nil, err
 	}
-	control, err := listenControl(l)
+	control, err := listenControl(ctx, l)
 	if err != nil {
 		return nil, nil, err
 	}
@@ -135,12 +135,12 @@ func agentClient(l *Lab) (*http.Client, error) {
 	return &http.Client{Timeout: 5 * time.Second, Transport: &http.Transport{TLSClientConfig: config, IdleConnTimeout: time.Minute}}, nil
 }
 
-func listenControl(l *Lab) (net.Listener, error) {
+func listenControl(ctx context.Context, l *Lab) (net.Listener, error) {
 	path := l.path("control.sock")
 	if err := os.Remove(path); err != nil && !errors.Is(err, os.ErrNotExist) {
 		return nil, fmt.Errorf("cannot clear the old control socket: %w", err)
 	}
-	ln, err := net.Listen("unix", path)
+	ln, err := (&net.ListenConfig{}).Listen(ctx, "unix", path)
 	if err != nil {
 		return nil, fmt.Errorf("cannot make the control socket: %w", err)
 	}
@@ -189,7 +189,8 @@ func (d *daemon) forward(ctx context.Context) error {
 		return fmt.Errorf("cannot use the API's listener: %w", err)
 	}
 	config := endpoint.Config{
-		CA: d.lab.Client("ca.crt"), Cert: d.lab.Client("agent.crt"), Key: d.lab.Client("agent.key"),
+		Interval: cluster.Duration(time.Second), // power-offs are seen without it
+		CA:       d.lab.Client("ca.crt"), Cert: d.lab.Client("agent.crt"), Key: d.lab.Client("agent.key"),
 	}
 	for _, n := range d.lab.Spec.Servers() {
 		config.Backends = append(config.Backends, endpoint.Backend{

@@ -69,16 +69,6 @@ type Machine struct {
 	since time.Time
 }
 
-// pid of the machine's init in the lab process's view; 0 while it is off.
-func (m *Machine) pid() int {
-	m.mu.Lock()
-	defer m.mu.Unlock()
-	if m.init == nil {
-		return 0
-	}
-	return m.init.Process.Pid
-}
-
 // Start powers the machine on. It returns when its init runs with network and
 // root in place; its components start after that. A machine that is on stays
 // as it is.
@@ -96,7 +86,7 @@ func (m *Machine) Start(ctx context.Context) error {
 		return err
 	}
 	defer theirs.Close()
-	cmd, err := m.spawn(theirs)
+	cmd, err := m.spawn(ctx, theirs)
 	if err != nil {
 		return errors.Join(err, ours.Close())
 	}
@@ -108,14 +98,14 @@ func (m *Machine) Start(ctx context.Context) error {
 	return nil
 }
 
-func (m *Machine) spawn(wire *os.File) (*exec.Cmd, error) {
+func (m *Machine) spawn(ctx context.Context, wire *os.File) (*exec.Cmd, error) {
 	log, err := os.OpenFile(m.log, os.O_CREATE|os.O_APPEND|os.O_WRONLY, 0o640)
 	if err != nil {
 		return nil, fmt.Errorf("cannot open the machine's log: %w", err)
 	}
 	defer log.Close()
-	cmd := exec.Command(m.exe, "machine", "wait")
-	cmd.Env = []string{"PATH=/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin", "HOME=/root"}
+	cmd := exec.CommandContext(context.WithoutCancel(ctx), m.exe, "machine", "wait")
+	cmd.Env = []string{"PATH=/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin", "HOME=/root", component.SmallHeap}
 	cmd.Stdout, cmd.Stderr = log, log
 	cmd.ExtraFiles = []*os.File{wire}
 	cmd.SysProcAttr = &syscall.SysProcAttr{Cloneflags: host.MachineNamespaces, Setsid: true}

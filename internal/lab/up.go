@@ -15,6 +15,7 @@ import (
 
 	"kuorum/internal/bundle"
 	"kuorum/internal/cluster"
+	"kuorum/internal/component"
 	"kuorum/internal/host"
 	"kuorum/internal/step"
 )
@@ -199,8 +200,8 @@ func (u *Up) spawn(ctx context.Context, bundleDir string, api, held *os.File) er
 		return fmt.Errorf("cannot make a pipe: %w", err)
 	}
 	defer read.Close()
-	cmd := exec.Command(u.Store.Exe, "lab", "process", "--state", u.Store.Root, "--bundle", bundleDir, u.lab.Name)
-	cmd.Env = []string{"PATH=/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin"}
+	cmd := exec.CommandContext(context.WithoutCancel(ctx), u.Store.Exe, "lab", "process", "--state", u.Store.Root, "--bundle", bundleDir, u.lab.Name)
+	cmd.Env = []string{"PATH=/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin", component.SmallHeap}
 	cmd.Dir = "/"
 	cmd.Stdout, cmd.Stderr = log, log
 	cmd.ExtraFiles = []*os.File{api, write, held}

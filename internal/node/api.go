@@ -36,7 +36,7 @@ func (a *Agent) serveAPI(ctx context.Context) error {
 	server := &http.Server{Handler: mux, TLSConfig: tlsConfig, ReadHeaderTimeout: 5 * time.Second, IdleTimeout: time.Minute}
 	failed := make(chan error, 2)
 	for _, address := range []string{a.machine.Node.Address, "127.0.0.1"} {
-		ln, err := net.Listen("tcp", net.JoinHostPort(address, strconv.Itoa(component.PortAgent)))
+		ln, err := (&net.ListenConfig{}).Listen(ctx, "tcp", net.JoinHostPort(address, strconv.Itoa(component.PortAgent)))
 		if err != nil {
 			return fmt.Errorf("cannot serve the agent's API: %w", err)
 		}

@@ -128,11 +128,13 @@ func TestPersonalPairs(t *testing.T) {
 		"admin": {s.AdminPair, s.Cluster, description{User: "kubernetes-admin", Groups: []string{"system:masters"}, Client: true}},
 		"etcd": {
 			func(now time.Time) (Pair, error) { return s.EtcdClientPair("etcdctl", now) },
-			s.Etcd, description{User: "etcdctl", Client: true},
+			s.Etcd,
+			description{User: "etcdctl", Client: true},
 		},
 		"agent": {
 			func(now time.Time) (Pair, error) { return s.AgentClientPair("lab", now) },
-			s.Cluster, description{User: "kuorum:admin:lab", Groups: []string{"kuorum:admins"}, Client: true},
+			s.Cluster,
+			description{User: "kuorum:admin:lab", Groups: []string{"kuorum:admins"}, Client: true},
 		},
 	}
 	for name, test := range tests {

@@ -13,8 +13,9 @@ import (
 // diary is a Reporter that writes down what it is told.
 type diary []string
 
-func (d *diary) Started(name string)                 { *d = append(*d, "started "+name) }
-func (d *diary) Done(name string, t time.Duration)   { *d = append(*d, "done "+name+" "+t.String()) }
+func (d *diary) Started(name string)               { *d = append(*d, "started "+name) }
+func (d *diary) Done(name string, t time.Duration) { *d = append(*d, "done "+name+" "+t.String()) }
+
 func (d *diary) Failed(name string, t time.Duration) { *d = append(*d, "failed "+name+" "+t.String()) }
 
 var errBroken = errors.New("broken")

@@ -56,6 +56,7 @@ func (f *fakeSystem) find(string) (int, uint64, error)  { return 0, 0, host.ErrG
 func (p *fakeProcess) Exited() <-chan struct{}          { return p.exited }
 func (p *fakeProcess) ExitText() string                 { return p.text }
 func (f *fakeSystem) set(change func())                 { f.mu.Lock(); defer f.mu.Unlock(); change() }
+
 func (f *fakeSystem) startTimes() (times []time.Duration) {
 	f.set(func() { times = append(times, f.starts...) })
 	return
@@ -112,10 +113,6 @@ func inBubble(t *testing.T, f *fakeSystem, processes []Process, body func(*testi
 func pass(d time.Duration) {
 	<-time.After(d)
 	synctest.Wait()
-}
-
-func errorAfter(text string) func(context.Context) error {
-	return func(context.Context) error { return errors.New(text) }
 }
 
 func phases(s *Supervisor) map[string]Phase {

@@ -65,11 +65,11 @@ func running(t *testing.T, dir string, processes []Process) (s *Supervisor, leav
 	return s, leave
 }
 
-func waitReady(t *testing.T, s *Supervisor, names ...string) {
+func waitReady(t *testing.T, s *Supervisor) {
 	t.Helper()
 	ctx, cancel := context.WithTimeout(t.Context(), patience)
 	defer cancel()
-	if err := s.Wait(ctx, names...); err != nil {
+	if err := s.Wait(ctx); err != nil {
 		t.Fatal(err)
 	}
 }
@@ -138,8 +138,14 @@ func TestStartsInWavesAndStopsInReverse(t *testing.T) {
 	mustStop(t, s)
 	lines := journalLines(st.journal)
 	for _, pair := range [][2]string{
-		{"ready a", "start b"}, {"ready a", "start c"}, {"ready b", "start d"}, {"ready c", "start d"},
-		{"stop d", "stop b"}, {"stop d", "stop c"}, {"stop b", "stop a"}, {"stop c", "stop a"},
+		{"ready a", "start b"},
+		{"ready a", "start c"},
+		{"ready b", "start d"},
+		{"ready c", "start d"},
+		{"stop d", "stop b"},
+		{"stop d", "stop c"},
+		{"stop b", "stop a"},
+		{"stop c", "stop a"},
 	} {
 		if !before(lines, pair[0], pair[1]) {
 			t.Errorf("%q is not before %q in %q", pair[0], pair[1], lines)

@@ -127,7 +127,7 @@ func TestNeedsMustHaveBeenReadyOnce(t *testing.T) {
 	}
 	f := &fakeSystem{}
 	processes := []Process{{Name: "c", After: []string{"b"}}, {Name: "b", After: []string{"a"}}, {Name: "a", Ready: ready}}
-	inBubble(t, f, processes, func(t *testing.T, s *Supervisor) {
+	inBubble(t, f, processes, func(t *testing.T, _ *Supervisor) {
 		pass(time.Minute)
 		if diff := cmp.Diff([]string{"a"}, f.names); diff != "" {
 			t.Error(diff)

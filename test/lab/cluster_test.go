@@ -194,16 +194,26 @@ func TestEverybodyListensWhereTheyShould(t *testing.T) {
 	}
 }
 
+func holdsKey(text string) bool {
+	return strings.Contains(text, "PRIVATE KEY") || strings.Contains(text, "client-key-data") || strings.Contains(text, "secretbox")
+}
+
 func TestPrivateKeysAreOwnersOnly(t *testing.T) {
 	threeServers(t)
 	root := filepath.Join(tests.dir, "labs/three")
 	keys := 0
 	err := filepath.WalkDir(root, func(path string, d os.DirEntry, err error) error {
-		if err != nil || d.IsDir() || strings.Contains(path, "/var/") {
+		if err != nil {
 			return nil //nolint:nilerr // what vanishes meanwhile holds no key
 		}
+		if d.IsDir() && d.Name() == "var" {
+			return filepath.SkipDir // the cluster's own data
+		}
+		if d.IsDir() {
+			return nil
+		}
 		data, err := os.ReadFile(path)
-		if err != nil || !(strings.Contains(string(data), "PRIVATE KEY") || strings.Contains(string(data), "client-key-data") || strings.Contains(string(data), "secretbox")) {
+		if err != nil || !holdsKey(string(data)) {
 			return nil //nolint:nilerr // not a file with text
 		}
 		keys++

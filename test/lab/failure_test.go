@@ -10,6 +10,7 @@ import (
 	"math/rand/v2"
 	"os"
 	"path/filepath"
+	"slices"
 	"strconv"
 	"strings"
 	"sync"
@@ -38,10 +39,10 @@ func (l *lab) recordedPID(t *testing.T, machine int, name string) int {
 	return record.PID
 }
 
-// containers lists the containers of a machine with their process ids.
-func (l *lab) containers(t *testing.T, machine string) string {
+// containers lists the containers of a machine with their process ids, sorted.
+func (l *lab) containers(t *testing.T, machine string) []string {
 	t.Helper()
-	return l.run(t, "ctr", "--node", machine, "tasks", "list")
+	return slices.Sorted(strings.Lines(l.run(t, "ctr", "--node", machine, "tasks", "list")))
 }
 
 // TestComponentsComeBackAlone kills each component of a server: it is started
@@ -54,8 +55,8 @@ func TestComponentsComeBackAlone(t *testing.T) {
 		t.Run(c.Name, func(t *testing.T) {
 			l.awaitReady(t)
 			before, containers := l.machine(t, "cp2").pids(), l.containers(t, "cp2")
-			l.on(t, "cp2", "kill", "-KILL", strconv.Itoa(before[c.Name]))
 			killed := time.Now()
+			l.on(t, "cp2", "kill", "-KILL", strconv.Itoa(before[c.Name]))
 			eventually(t, 2*time.Second, func() error {
 				if pid := l.recordedPID(t, victim.PID, c.Name); pid == 0 || pid == before[c.Name] {
 					return errors.New("it has not been started again")

@@ -1,0 +1,269 @@
+package lab
+
+import (
+	"errors"
+	"os"
+	"path/filepath"
+	"strings"
+	"testing"
+	"time"
+
+	"github.com/google/go-cmp/cmp"
+	"k8s.io/client-go/tools/clientcmd"
+
+	"kuorum/internal/cluster"
+)
+
+// testLab makes a lab on disk, as `up` does.
+func testLab(t *testing.T) (Store, *Lab) {
+	const name = "one"
+	t.Helper()
+	s := Store{Root: t.TempDir(), Exe: "/kuorum"}
+	spec, err := cluster.New(name, 1, 0)
+	if err != nil {
+		t.Fatal(err)
+	}
+	l, err := s.create(spec, 26443, time.Now())
+	if err != nil {
+		t.Fatal(err)
+	}
+	return s, l
+}
+
+const foreign = `apiVersion: v1
+kind: Config
+preferences: {}
+current-context: work
+clusters:
+- {name: work, cluster: {server: "https://work.example:6443", certificate-authority: certs/ca.crt}}
+users:
+- {name: me, user: {exec: {apiVersion: client.authentication.k8s.io/v1, command: get-token, interactiveMode: Never}}}
+contexts:
+- {name: work, context: {cluster: work, user: me, namespace: mine}}
+extensions:
+- {name: note, extension: {any: thing}}
+`
+
+func userFile(t *testing.T, content string) Kubeconfig {
+	t.Helper()
+	k := Kubeconfig{Path: filepath.Join(t.TempDir(), "config"), UID: -1, GID: -1, Switch: true}
+	if content != "" {
+		if err := os.WriteFile(k.Path, []byte(content), 0o644); err != nil {
+			t.Fatal(err)
+		}
+	}
+	return k
+}
+
+func read(t *testing.T, path string) string {
+	t.Helper()
+	data, err := os.ReadFile(path)
+	if err != nil {
+		t.Fatal(err)
+	}
+	return string(data)
+}
+
+func TestMergeAndRemoveKeepTheRest(t *testing.T) {
+	_, l := testLab(t)
+	k := userFile(t, foreign)
+	before, err := clientcmd.Load([]byte(foreign))
+	if err != nil {
+		t.Fatal(err)
+	}
+	if err := k.Merge(l); err != nil {
+		t.Fatal(err)
+	}
+	merged, err := clientcmd.LoadFromFile(k.Path)
+	if err != nil {
+		t.Fatal(err)
+	}
+	if merged.CurrentContext != "kuorum-one" || merged.Clusters["kuorum-one"].Server != l.Server() {
+		t.Errorf("the lab is not the current context: %q", merged.CurrentContext)
+	}
+	if _, err := clientcmd.NewDefaultClientConfig(*merged, nil).ClientConfig(); err != nil {
+		t.Errorf("kubectl could not use it: %v", err)
+	}
+	info, err := os.Stat(k.Path)
+	if err != nil || info.Mode() != 0o600 {
+		t.Errorf("it holds a key and has mode %v, %v", info.Mode(), err)
+	}
+	if err := k.Remove("one"); err != nil {
+		t.Fatal(err)
+	}
+	after, err := clientcmd.Load([]byte(read(t, k.Path)))
+	if err != nil {
+		t.Fatal(err)
+	}
+	before.CurrentContext = "" // ours was, and is gone
+	if diff := cmp.Diff(before, after); diff != "" {
+		t.Errorf("entries of others changed (-before +after):\n%s", diff)
+	}
+	if got := strings.Join(names(t, filepath.Dir(k.Path)), " "); got != "config" {
+		t.Errorf("left beside it: %s", got)
+	}
+}
+
+func names(t *testing.T, dir string) (list []string) {
+	t.Helper()
+	entries, err := os.ReadDir(dir)
+	if err != nil {
+		t.Fatal(err)
+	}
+	for _, e := range entries {
+		list = append(list, e.Name())
+	}
+	return list
+}
+
+func TestMergeWithoutSwitchAndTwice(t *testing.T) {
+	_, l := testLab(t)
+	k := userFile(t, foreign)
+	k.Switch = false
+	if err := k.Merge(l); err != nil {
+		t.Fatal(err)
+	}
+	config, err := clientcmd.LoadFromFile(k.Path)
+	if err != nil || config.CurrentContext != "work" || config.Contexts["kuorum-one"] == nil {
+		t.Errorf("got %q, %v", config.CurrentContext, err)
+	}
+	first, err := os.Stat(k.Path)
+	if err != nil {
+		t.Fatal(err)
+	}
+	if err := k.Merge(l); err != nil {
+		t.Fatal(err)
+	}
+	if second, err := os.Stat(k.Path); err != nil || !os.SameFile(first, second) {
+		t.Errorf("merging again wrote the file anew: %v", err)
+	}
+	if err := k.Remove("other"); err != nil {
+		t.Fatal(err)
+	}
+	if third, err := os.Stat(k.Path); err != nil || !os.SameFile(first, third) {
+		t.Errorf("removing what is not there wrote the file anew: %v", err)
+	}
+}
+
+func TestMergeMakesTheFile(t *testing.T) {
+	_, l := testLab(t)
+	k := Kubeconfig{Path: filepath.Join(t.TempDir(), "home", ".kube", "config"), UID: -1, GID: -1, Switch: true}
+	if err := k.Remove("one"); err != nil {
+		t.Errorf("a file that does not exist holds no lab: %v", err)
+	}
+	if _, err := os.Stat(filepath.Dir(k.Path)); !errors.Is(err, os.ErrNotExist) {
+		t.Error("removing made the directory")
+	}
+	if err := k.Merge(l); err != nil {
+		t.Fatal(err)
+	}
+	dir, err := os.Stat(filepath.Dir(k.Path))
+	if err != nil || dir.Mode().Perm() != 0o700 {
+		t.Errorf("the directory has mode %v, %v", dir.Mode(), err)
+	}
+}
+
+func TestMergeKeepsASymlink(t *testing.T) {
+	_, l := testLab(t)
+	k := userFile(t, foreign)
+	link := filepath.Join(t.TempDir(), "link")
+	if err := os.Symlink(k.Path, link); err != nil {
+		t.Fatal(err)
+	}
+	real := k.Path
+	k.Path = link
+	if err := k.Merge(l); err != nil {
+		t.Fatal(err)
+	}
+	if target, err := os.Readlink(link); err != nil || target != real {
+		t.Errorf("the link leads to %q, %v", target, err)
+	}
+	if !strings.Contains(read(t, real), "kuorum-one") {
+		t.Error("the file behind the link was not changed")
+	}
+}
+
+func TestBrokenKubeconfigStaysAsItIs(t *testing.T) {
+	_, l := testLab(t)
+	for _, broken := range []string{"{ not: [yaml", "\x00\x01", "apiVersion: v1\nkind: Pod\nmetadata: 7\n", "clusters: 7\n"} {
+		k := userFile(t, broken)
+		errMerge, errRemove := k.Merge(l), k.Remove("one")
+		if errMerge == nil || errRemove == nil || !strings.Contains(errMerge.Error(), "it is left as it is") {
+			t.Errorf("%q: merge says %v, remove %v", broken, errMerge, errRemove)
+		}
+		if got := read(t, k.Path); got != broken {
+			t.Errorf("%q became %q", broken, got)
+		}
+		if _, err := os.Stat(k.Path + ".lock"); err == nil {
+			t.Errorf("%q: the lock was left", broken)
+		}
+	}
+}
+
+func TestLockedKubeconfig(t *testing.T) {
+	_, l := testLab(t)
+	k := userFile(t, foreign)
+	if err := os.WriteFile(k.Path+".lock", nil, 0o600); err != nil {
+		t.Fatal(err)
+	}
+	hour := time.Now().Add(-time.Hour)
+	if err := os.Chtimes(k.Path+".lock", hour, hour); err != nil {
+		t.Fatal(err)
+	}
+	problem, ok := errors.AsType[*cluster.Problem](k.Merge(l))
+	if !ok || !strings.Contains(problem.Why, "for 1h0m") || !strings.Contains(problem.Do, "rm "+k.Path+".lock") {
+		t.Errorf("got %+v", problem)
+	}
+	if read(t, k.Path) != foreign {
+		t.Error("a locked file was changed")
+	}
+	if _, err := os.Stat(k.Path + ".lock"); err != nil {
+		t.Errorf("the lock of another was removed: %v", err)
+	}
+}
+
+func TestFindKubeconfig(t *testing.T) {
+	dir := t.TempDir()
+	here, gone, other := filepath.Join(dir, "here"), filepath.Join(dir, "gone"), filepath.Join(dir, "other")
+	for _, path := range []string{here, other} {
+		if err := os.WriteFile(path, nil, 0o600); err != nil {
+			t.Fatal(err)
+		}
+	}
+	sudo := map[string]string{"HOME": "/root", "SUDO_USER": "anna", "SUDO_UID": "1000", "SUDO_GID": "1001"}
+	for _, tc := range []struct {
+		name string
+		env  map[string]string
+		path string // "" is an error
+		uid  int
+		gid  int
+	}{
+		{"the home", map[string]string{"HOME": "/home/anna"}, "/home/anna/.kube/config", -1, -1},
+		{"sudo", sudo, "/home/of/anna/.kube/config", 1000, 1001},
+		{"root by sudo", map[string]string{"HOME": "/root", "SUDO_USER": "root"}, "/root/.kube/config", -1, -1},
+		{"a user nobody knows", map[string]string{"SUDO_USER": "nobody-knows"}, "", 0, 0},
+		{"half of sudo", map[string]string{"SUDO_USER": "anna", "SUDO_UID": "x"}, "", 0, 0},
+		{"named", map[string]string{"HOME": "/h", "KUBECONFIG": gone}, gone, -1, -1},
+		{"first that exists", map[string]string{"KUBECONFIG": gone + ":" + here + ":" + other}, here, -1, -1},
+		{"else the last", map[string]string{"KUBECONFIG": gone + ":" + gone + "2"}, gone + "2", -1, -1},
+		{"empty words", map[string]string{"HOME": "/h", "KUBECONFIG": "::"}, "/h/.kube/config", -1, -1},
+		{"named under sudo", map[string]string{"KUBECONFIG": here, "SUDO_USER": "anna", "SUDO_UID": "1", "SUDO_GID": "2"}, here, 1, 2},
+	} {
+		home := func(user string) (string, error) {
+			if user != "anna" {
+				return "", errors.New("unknown user")
+			}
+			return "/home/of/anna", nil
+		}
+		k, err := FindKubeconfig(func(key string) string { return tc.env[key] }, home)
+		if tc.path == "" {
+			if err == nil {
+				t.Errorf("%s: got %+v", tc.name, k)
+			}
+			continue
+		}
+		if err != nil || k.Path != tc.path || k.UID != tc.uid || k.GID != tc.gid || !k.Switch {
+			t.Errorf("%s: got %+v, %v", tc.name, k, err)
+		}
+	}
+}

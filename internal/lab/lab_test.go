@@ -1,0 +1,292 @@
+package lab
+
+import (
+	"errors"
+	"fmt"
+	"io/fs"
+	"net/netip"
+	"os"
+	"path/filepath"
+	"strings"
+	"syscall"
+	"testing"
+	"time"
+
+	"github.com/google/go-cmp/cmp"
+	corev1 "k8s.io/api/core/v1"
+	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
+
+	"kuorum/internal/cluster"
+)
+
+func newSpec(t *testing.T, servers, workers int) *cluster.Spec {
+	const name = "one"
+	t.Helper()
+	spec, err := cluster.New(name, servers, workers)
+	if err != nil {
+		t.Fatal(err)
+	}
+	return spec
+}
+
+func TestStore(t *testing.T) {
+	s, made := testLab(t)
+	opened, err := s.Open("one")
+	if err != nil {
+		t.Fatal(err)
+	}
+	if diff := cmp.Diff(made.Spec, opened.Spec); diff != "" || opened.State != made.State {
+		t.Errorf("what is read is not what was written: %v\n%s", opened.State, diff)
+	}
+	if opened.Server() != "https://127.0.0.1:26443" || opened.Context() != "kuorum-one" {
+		t.Errorf("got %s, %s", opened.Server(), opened.Context())
+	}
+	for _, secret := range []string{"admin.conf", "clients/etcd.key", "clients/agent.key", "machines/cp1/etc/kuorum/pki/apiserver.key"} {
+		info, err := os.Stat(made.path(secret))
+		if err != nil || info.Mode().Perm()&0o077 != 0 {
+			t.Errorf("%s: %v, %v", secret, info, err)
+		}
+	}
+	if _, err := s.Open("two"); !errors.Is(err, ErrNoLab) {
+		t.Errorf("a lab that does not exist: %v", err)
+	}
+	if got, err := s.Names(); err != nil || strings.Join(got, " ") != "one" {
+		t.Errorf("got %q, %v", got, err)
+	}
+	if got, err := (Store{Root: t.TempDir()}).Names(); err != nil || got != nil {
+		t.Errorf("an empty store has %q, %v", got, err)
+	}
+}
+
+// TestInterruptedCreate: without state.json there is no lab, but a name that
+// down can remove; creating again replaces the machines' disks.
+func TestInterruptedCreate(t *testing.T) {
+	s, l := testLab(t)
+	stale := filepath.Join(l.machineDir("cp1"), "var", "stale")
+	if err := errors.Join(os.Remove(l.path("state.json")), os.MkdirAll(stale, 0o755)); err != nil {
+		t.Fatal(err)
+	}
+	if _, err := s.Open("one"); !errors.Is(err, ErrNoLab) {
+		t.Errorf("half a lab: %v", err)
+	}
+	if got, err := s.Names(); err != nil || len(got) != 1 {
+		t.Errorf("half a lab cannot be removed: %q, %v", got, err)
+	}
+	if _, err := s.create(l.Spec, 26443, time.Now()); err != nil {
+		t.Fatal(err)
+	}
+	if _, err := os.Stat(stale); !errors.Is(err, fs.ErrNotExist) {
+		t.Errorf("an interrupted lab's disk was kept: %v", err)
+	}
+	if _, err := s.Open("one"); err != nil {
+		t.Error(err)
+	}
+	if err := os.WriteFile(l.path("state.json"), []byte("{"), 0o644); err != nil {
+		t.Fatal(err)
+	}
+	if _, err := s.Open("one"); err == nil || errors.Is(err, ErrNoLab) {
+		t.Errorf("a damaged lab must not count as none: %v", err)
+	}
+}
+
+// TestRunning also sees that asking makes nothing: an `up` that is refused asks as well.
+func TestRunning(t *testing.T) {
+	s := Store{Root: filepath.Join(t.TempDir(), "root")}
+	if _, ok := s.lab("one").Running(); ok {
+		t.Error("a lab that does not exist runs")
+	}
+	if _, err := os.Stat(s.Root); !errors.Is(err, fs.ErrNotExist) {
+		t.Errorf("asking made something: %v", err)
+	}
+	_, l := testLab(t)
+	held, err := lock(l.path("lab.lock"))
+	if err != nil {
+		t.Fatal(err)
+	}
+	for pid, want := range map[string]int{"": 0, "4711": 4711, "damaged": 0} {
+		if pid != "" {
+			if err := os.WriteFile(l.path("lab.pid"), []byte(pid), 0o644); err != nil {
+				t.Fatal(err)
+			}
+		}
+		if got, ok := l.Running(); !ok || got != want && pid != "" {
+			t.Errorf("pid %q: got %d, %v", pid, got, ok)
+		}
+	}
+	if err := held.Close(); err != nil {
+		t.Fatal(err)
+	}
+	if _, ok := l.Running(); ok {
+		t.Error("a lab whose process ended runs")
+	}
+}
+
+func TestOneVerbAtATime(t *testing.T) {
+	_, l := testLab(t)
+	busy, err := lockVerb(l)
+	if err != nil {
+		t.Fatal(err)
+	}
+	_, err = lockVerb(l)
+	if problem, ok := errors.AsType[*cluster.Problem](err); !ok || problem.What != `another kuorum is working on lab "one"` {
+		t.Errorf("got %v", err)
+	}
+	if err := busy.Close(); err != nil {
+		t.Fatal(err)
+	}
+	again, err := lockVerb(l)
+	if err != nil {
+		t.Fatal(err)
+	}
+	if err := again.Close(); err != nil {
+		t.Fatal(err)
+	}
+}
+
+func TestSameSpec(t *testing.T) {
+	_, l := testLab(t)
+	if err := sameSpec(l, newSpec(t, 1, 0)); err != nil {
+		t.Errorf("the same: %v", err)
+	}
+	problem, ok := errors.AsType[*cluster.Problem](sameSpec(l, newSpec(t, 3, 0)))
+	if !ok || !strings.Contains(problem.Why, `you ask for "- name: cp2"`) || !strings.Contains(problem.Do, "kuorum down one") {
+		t.Errorf("got %+v", problem)
+	}
+	for _, tc := range []struct{ have, want, text string }{
+		{"a\n  b: 1\n", "a\n  b: 2\n", `it has "b: 1" where you ask for "b: 2"`},
+		{"a", "a\nb", "it has 1 lines of configuration, you ask for 2"},
+	} {
+		if got := firstDifference(tc.have, tc.want); got != tc.text {
+			t.Errorf("got %q, want %q", got, tc.text)
+		}
+	}
+}
+
+func TestHostsAndHardwareAddresses(t *testing.T) {
+	spec := newSpec(t, 2, 1)
+	if got := hosts(spec); got != "127.0.0.1 localhost\n198.18.0.11 cp1\n198.18.0.12 cp2\n198.18.0.101 w1\n" {
+		t.Errorf("got %q", got)
+	}
+	got := hardwareAddress(netip.MustParseAddr("198.18.0.11"))
+	// Locally administered and for one station (IEEE 802).
+	if got.String() != "02:6b:c6:12:00:0b" || got[0]&3 != 2 {
+		t.Errorf("got %s", got)
+	}
+}
+
+func node(name string, status corev1.ConditionStatus, message string) corev1.Node {
+	return corev1.Node{ObjectMeta: metav1.ObjectMeta{Name: name}, Status: corev1.NodeStatus{Conditions: []corev1.NodeCondition{
+		{Type: corev1.NodeDiskPressure, Status: corev1.ConditionFalse, Message: "not this one"},
+		{Type: corev1.NodeReady, Status: status, Message: message},
+	}}}
+}
+
+func TestMissing(t *testing.T) {
+	spec := newSpec(t, 2, 1)
+	ready := []corev1.Node{node("cp1", corev1.ConditionTrue, ""), node("cp2", corev1.ConditionTrue, ""), node("w1", corev1.ConditionTrue, ""), node("stranger", corev1.ConditionFalse, "")}
+	if err := missing(spec, ready); err != nil {
+		t.Errorf("all are Ready: %v", err)
+	}
+	err := missing(spec, []corev1.Node{node("cp1", corev1.ConditionTrue, ""), node("cp2", corev1.ConditionUnknown, "no CNI")})
+	if err == nil || err.Error() != "cp2: no CNI\nw1 has not registered" {
+		t.Errorf("got %v", err)
+	}
+}
+
+func TestUnready(t *testing.T) {
+	agent := func(phase string) *cluster.NodeStatus {
+		return &cluster.NodeStatus{Components: []cluster.ComponentStatus{{Name: "etcd", Phase: phase, Message: "why"}, {Name: "kubelet", Phase: "ready"}}}
+	}
+	for _, tc := range []struct {
+		machine MachineStatus
+		want    string
+	}{
+		{MachineStatus{Name: "cp1", Power: PowerOn, Agent: agent("ready")}, ""},
+		{MachineStatus{Name: "cp1", Power: PowerOff}, "cp1 is off"},
+		{MachineStatus{Name: "cp1", Power: PowerOn, Error: "refused"}, "the agent of cp1 does not answer: refused"},
+		{MachineStatus{Name: "cp1", Power: PowerOn, Agent: agent("backoff")}, "etcd is backoff why"},
+	} {
+		if got := fmt.Sprint(unready(tc.machine)); got != tc.want && (tc.want != "" || got != "<nil>") {
+			t.Errorf("got %q, want %q", got, tc.want)
+		}
+	}
+}
+
+func TestCheckMemory(t *testing.T) {
+	spec := newSpec(t, 3, 1) // needs 3 x 500 + 250 MiB
+	for _, tc := range []struct{ meminfo, want string }{
+		{"MemTotal: 9999999 kB\nMemAvailable:    1792000 kB\n", ""},
+		{"MemTotal: 9999999 kB\nMemAvailable:    1791999 kB\n", "4 machines need 1750 MiB, 1749 MiB are available"},
+		{"MemAvailable: much kB\n", "cannot read the free memory"},
+		{"MemTotal: 9999999 kB\n", "/proc/meminfo has no MemAvailable"},
+	} {
+		if err := checkMemory([]byte(tc.meminfo), spec); tc.want == "" && err != nil || tc.want != "" && (err == nil || !strings.Contains(err.Error(), tc.want)) {
+			t.Errorf("%q: got %v, want %q", tc.meminfo, err, tc.want)
+		}
+	}
+}
+
+func TestCheckKernel(t *testing.T) {
+	kernel := func(filesystems, lacks string) func(string) ([]byte, error) {
+		return func(path string) ([]byte, error) {
+			switch path {
+			case "/proc/filesystems":
+				return []byte(filesystems), nil
+			case "/proc/self/ns/" + lacks:
+				return nil, fs.ErrNotExist
+			}
+			return nil, syscall.EINVAL // what reading a namespace link gives
+		}
+	}
+	const good = "nodev\tproc\n\text4\nnodev\toverlay\n"
+	for _, tc := range []struct{ filesystems, lacks, want string }{
+		{good, "", ""},
+		{"nodev\tproc\nnodev\toverlayfs2\n", "", "no overlay file system"},
+		{good, "cgroup", "no cgroup namespaces"},
+		{good, "net", "no net namespaces"},
+	} {
+		if err := checkKernel(kernel(tc.filesystems, tc.lacks)); tc.want == "" && err != nil || tc.want != "" && (err == nil || !strings.Contains(err.Error(), tc.want)) {
+			t.Errorf("%+v: got %v", tc, err)
+		}
+	}
+}
+
+// TestCheckDisk: a directory that does not exist yet is judged by the one that
+// will hold it.
+func TestCheckDisk(t *testing.T) {
+	dir := t.TempDir()
+	spec := newSpec(t, 1, 0)
+	var stat syscall.Statfs_t
+	if err := syscall.Statfs(dir, &stat); err != nil {
+		t.Fatal(err)
+	}
+	free := int(stat.Bavail * uint64(stat.Bsize) >> 20)
+	if err := checkDisk(filepath.Join(dir, "not", "yet"), spec); (err == nil) != (free >= machineDiskMiB) {
+		t.Errorf("%d MiB are free: %v", free, err)
+	}
+	if err := checkDisk("/proc", spec); err == nil || !strings.Contains(err.Error(), "1 machines need 300 MiB in /proc, 0 MiB are free") {
+		t.Errorf("a file system without room: %v", err)
+	}
+	var stop *cluster.Problem
+	if err := checkDisk("/proc", spec); !errors.As(err, &stop) || !strings.Contains(stop.Do, "KUORUM_STATE=") {
+		t.Errorf("what to do is missing: %v", err)
+	}
+}
+
+func TestPlan(t *testing.T) {
+	_, l := testLab(t)
+	l.bundle = "/var/lib/kuorum/bundle/abc"
+	m, err := newMachine(l, 2, l.Spec.Spec.Nodes[0], nil)
+	if err != nil {
+		t.Fatal(err)
+	}
+	if m.port != "m2" || m.plan.Address.String() != "198.18.0.11/24" || m.plan.Gateway.String() != "198.18.0.1" || m.plan.Hostname != "cp1" {
+		t.Errorf("got %s, %+v", m.port, m.plan)
+	}
+	if got := m.plan.Root.Binds["/var/lib/kuorum/bundle/abc"]; got != l.bundle {
+		t.Errorf("the bundle is shown from %q", got)
+	}
+	if m.init != nil {
+		t.Error("a machine that was never on has a process")
+	}
+}
