@@ -114,19 +114,17 @@ func fabricate(ts *testscript.TestScript, neg bool, names []string) {
 		ts.Check(err)
 		text, err := spec.YAML()
 		ts.Check(err)
-		files := map[string]string{
-			"cluster.yaml":                            string(text),
-			"state.json":                              `{"port": 6443, "created": "2026-01-02T03:04:05Z"}`,
-			"admin.conf":                              kubeconfig("kuorum-" + name),
-			"machines/cp1/var/log/kuorum/etcd.log":    "first\nsecond\nthird\n",
-			"machines/cp1/var/log/kuorum/kubelet.log": "one\n",
-			"machines/cp1/console.log":                "booted\n",
-		}
-		for file, data := range files {
+		write := func(file, data string) {
 			path := filepath.Join(ts.Getenv("KUORUM_STATE"), "labs", name, file)
 			ts.Check(os.MkdirAll(filepath.Dir(path), 0o755))
 			ts.Check(os.WriteFile(path, []byte(data), 0o644))
 		}
+		write("cluster.yaml", string(text))
+		write("state.json", `{"port": 6443, "created": "2026-01-02T03:04:05Z"}`)
+		write("admin.conf", kubeconfig("kuorum-"+name))
+		write("machines/cp1/var/log/kuorum/etcd.log", "first\nsecond\nthird\n")
+		write("machines/cp1/var/log/kuorum/kubelet.log", "one\n")
+		write("machines/cp1/console.log", "booted\n")
 	}
 }
 
