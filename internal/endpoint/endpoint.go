@@ -140,8 +140,36 @@ func (p *pool) keepChecking(ctx context.Context, m *member) {
 			// Clients could not connect: do what they did.
 			probe.close()
 		}
-		if r := probe.check(ctx); ctx.Err() == nil {
-			p.record(ctx, m, r)
+		r := probe.check(ctx)
+		if ctx.Err() != nil {
+			return
+		}
+		p.record(ctx, m, r)
+		if p.hopeful(m) {
+			m.kickAfter(hopefulInterval)
+		}
+	})
+}
+
+// A backend that is not healthy since a short time may be starting: somebody
+// waits for it, so it is asked more often.
+const (
+	hopefulInterval = 100 * time.Millisecond
+	hopefulFor      = 30 * time.Second
+)
+
+func (p *pool) hopeful(m *member) bool {
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	return m.state != Healthy && time.Since(m.since) < hopefulFor
+}
+
+// kickAfter asks for a check in a while; one asked for already will do.
+func (m *member) kickAfter(d time.Duration) {
+	time.AfterFunc(d, func() {
+		select {
+		case m.kick <- struct{}{}:
+		default:
 		}
 	})
 }

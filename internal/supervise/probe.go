@@ -11,7 +11,7 @@ import (
 const (
 	probeTimeout = 2 * time.Second
 	firstPoll    = 50 * time.Millisecond
-	maxPoll      = 250 * time.Millisecond
+	maxPoll      = 100 * time.Millisecond
 )
 
 // Probe asks every process now, all at once, whether it is ready, and returns

@@ -94,7 +94,7 @@ func TestReadyIsPolledOftenAtFirst(t *testing.T) {
 	for i := range len(probes) - 1 {
 		pauses = append(pauses, probes[i+1].Sub(probes[i]).Truncate(ms))
 	}
-	if diff := cmp.Diff([]time.Duration{50 * ms, 75 * ms, 112 * ms, 168 * ms, 250 * ms, 250 * ms, 250 * ms}, pauses); diff != "" {
+	if diff := cmp.Diff([]time.Duration{50 * ms, 75 * ms, 100 * ms, 100 * ms, 100 * ms, 100 * ms, 100 * ms}, pauses); diff != "" {
 		t.Error(diff)
 	}
 }
