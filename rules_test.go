@@ -11,6 +11,7 @@ import (
 	"os/exec"
 	"path"
 	"path/filepath"
+	"regexp"
 	"strings"
 	"testing"
 )
@@ -134,4 +135,37 @@ func sources(t *testing.T, dirs ...string) []string {
 		t.Fatalf("no sources below %v", dirs)
 	}
 	return found
+}
+
+// TestGuaranteesNameTests holds docs/guarantees.md to its word: every test it
+// names exists.
+func TestGuaranteesNameTests(t *testing.T) {
+	page, err := os.ReadFile("docs/guarantees.md")
+	if err != nil {
+		t.Fatal(err)
+	}
+	written := map[string]bool{}
+	declared := regexp.MustCompile(`(?m)^func ((?:Test|Fuzz)\w+)\(`)
+	err = filepath.WalkDir(".", func(path string, _ fs.DirEntry, err error) error {
+		if err != nil || !strings.HasSuffix(path, "_test.go") {
+			return err
+		}
+		source, err := os.ReadFile(path)
+		for _, m := range declared.FindAllStringSubmatch(string(source), -1) {
+			written[m[1]] = true
+		}
+		return err
+	})
+	if err != nil {
+		t.Fatal(err)
+	}
+	named := regexp.MustCompile("`((?:Test|Fuzz)\\w+)`").FindAllStringSubmatch(string(page), -1)
+	for _, m := range named {
+		if !written[m[1]] {
+			t.Errorf("docs/guarantees.md names %s, which does not exist", m[1])
+		}
+	}
+	if len(named) < 40 {
+		t.Errorf("docs/guarantees.md names %d tests only: is it read right?", len(named))
+	}
 }

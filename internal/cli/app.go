@@ -63,7 +63,7 @@ func (a *app) command() *cobra.Command {
 	}
 	group(root, "lab", a.upCommand(), a.downCommand(), a.listCommand(), a.labCommand(), a.imageCommand())
 	group(root, "see", a.logsCommand(), a.configCommand(), a.versionCommand())
-	for _, tool := range tools() {
+	for _, tool := range lab.Tools() {
 		group(root, "tool", a.toolCommand(tool))
 	}
 	root.AddCommand(a.agentCommand(), a.endpointCommand(), a.machineCommand(), exitCodesTopic())

@@ -17,6 +17,7 @@ import (
 	"github.com/spf13/cobra"
 
 	"kuorum/internal/cluster"
+	"kuorum/internal/lab"
 )
 
 // Process is what this process was given.
@@ -52,14 +53,11 @@ func Main(p Process) int {
 	return a.finish(ctx, err)
 }
 
-// tools are the embedded programs that kuorum is also called by.
-func tools() []string { return []string{"kubectl", "etcdctl", "etcdutl", "ctr"} }
-
 // arguments makes "kubectl get nodes" out of a call by that name, and keeps
 // cobra from looking at a tool's own flags.
 func arguments(args []string) []string {
 	name := filepath.Base(args[0])
-	for _, tool := range tools() {
+	for _, tool := range lab.Tools() {
 		if name == tool {
 			return append([]string{tool}, args[1:]...)
 		}

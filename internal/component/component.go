@@ -33,6 +33,9 @@ const (
 	portStatus    = 6442 // the balancer's own state, loopback only
 )
 
+// AgentLog is the agent's own log in LogDir.
+const AgentLog = "agent.log"
+
 // ContainerdSocket is where containerd listens, as kubeadm has it.
 const ContainerdSocket = "/run/containerd/containerd.sock"
 

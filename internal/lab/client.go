@@ -17,6 +17,9 @@ import (
 	"kuorum/internal/cluster"
 )
 
+// controlSocket is where the lab process answers, in the lab's directory.
+const controlSocket = "control.sock"
+
 // Running tells whether the lab's process lives, and its pid. The lock tells
 // it: the kernel lets go of it when the process ends.
 func (l *Lab) Running() (int, bool) {
@@ -67,7 +70,7 @@ func (l *Lab) call(ctx context.Context, method, path string, into any) error {
 		}
 	}
 	dial := func(ctx context.Context, _, _ string) (net.Conn, error) {
-		return (&net.Dialer{}).DialContext(ctx, "unix", l.path("control.sock"))
+		return (&net.Dialer{}).DialContext(ctx, "unix", l.path(controlSocket))
 	}
 	transport := &http.Transport{DialContext: dial, DisableKeepAlives: true}
 	req, err := http.NewRequestWithContext(ctx, method, "http://lab"+path, nil)

@@ -22,6 +22,7 @@ import (
 	"kuorum/internal/endpoint"
 	"kuorum/internal/host"
 	"kuorum/internal/pki"
+	"kuorum/internal/supervise"
 )
 
 // Descriptors that `up` hands to the lab process.
@@ -136,7 +137,7 @@ func agentClient(l *Lab) (*http.Client, error) {
 }
 
 func listenControl(ctx context.Context, l *Lab) (net.Listener, error) {
-	path := l.path("control.sock")
+	path := l.path(controlSocket)
 	if err := os.Remove(path); err != nil && !errors.Is(err, os.ErrNotExist) {
 		return nil, fmt.Errorf("cannot clear the old control socket: %w", err)
 	}
@@ -159,6 +160,14 @@ func (d *daemon) run(ctx context.Context, control net.Listener) error {
 		return nil
 	})
 	group.Go(func() error { return d.forward(inner) })
+	group.Go(func() error {
+		logs := []string{d.lab.path("lab.log")}
+		for _, m := range d.machines {
+			logs = append(logs, m.log)
+		}
+		supervise.RotateLogs(inner, d.log, logs...)
+		return nil
+	})
 	group.Go(func() error {
 		select {
 		case <-inner.Done():

@@ -4,7 +4,9 @@ import (
 	"bufio"
 	"context"
 	"encoding/json"
+	"errors"
 	"fmt"
+	"io/fs"
 	"log/slog"
 	"net"
 	"os"
@@ -95,7 +97,25 @@ func build(plan blueprint) error {
 	if err := os.WriteFile("/etc/hosts", []byte(plan.Hosts), 0o644); err != nil {
 		return fmt.Errorf("cannot write /etc/hosts: %w", err)
 	}
-	return os.WriteFile("/etc/hostname", []byte(plan.Hostname+"\n"), 0o644)
+	if err := os.WriteFile("/etc/hostname", []byte(plan.Hostname+"\n"), 0o644); err != nil {
+		return fmt.Errorf("cannot write /etc/hostname: %w", err)
+	}
+	return linkTools(plan.Tools)
+}
+
+// Tools are the names of upstream programs that kuorum is also called by.
+func Tools() []string { return []string{"kubectl", "etcdctl", "etcdutl", "ctr"} }
+
+// linkTools lets people on a machine's console call our program by the names
+// of the tools in it. A program of that name that the host has is left alone.
+func linkTools(names []string) error {
+	for _, name := range names {
+		path := filepath.Join(filepath.Dir(programPath), name)
+		if err := os.Symlink(programPath, path); err != nil && !errors.Is(err, fs.ErrExist) {
+			return fmt.Errorf("cannot link %s: %w", path, err)
+		}
+	}
+	return nil
 }
 
 // settleCgroup moves this process into a group of its own on v2, since the
@@ -197,7 +217,7 @@ func agentLog() (*os.File, error) {
 	if err := os.MkdirAll(component.LogDir, 0o755); err != nil {
 		return nil, err
 	}
-	return os.OpenFile(filepath.Join(component.LogDir, "agent.log"), os.O_CREATE|os.O_APPEND|os.O_WRONLY, 0o640)
+	return os.OpenFile(filepath.Join(component.LogDir, component.AgentLog), os.O_CREATE|os.O_APPEND|os.O_WRONLY, 0o640)
 }
 
 // shutDown stops the agent, which stops the components; then pods and

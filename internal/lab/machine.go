@@ -47,6 +47,7 @@ type blueprint struct {
 	Address     netip.Prefix
 	Gateway     netip.Addr
 	Agent       []string // argv
+	Tools       []string // names that our own program is also called by
 	Hierarchies []host.Hierarchy
 }
 
@@ -261,6 +262,7 @@ func newMachine(l *Lab, index int, node cluster.Node, hierarchies []host.Hierarc
 			Address:     netip.PrefixFrom(address, network.Bits()),
 			Gateway:     network.Masked().Addr().Next(),
 			Agent:       []string{programPath, "agent", "--bundle", inside},
+			Tools:       Tools(),
 			Hierarchies: hierarchies,
 		},
 		port:  fmt.Sprintf("m%d", index),

@@ -38,6 +38,9 @@ func checkHost(root string, spec *cluster.Spec, l *Lab) error {
 	if err := checkKernel(os.ReadFile); err != nil {
 		return err
 	}
+	if err := checkPath(l); err != nil {
+		return err
+	}
 	if _, running := l.Running(); running {
 		return nil // it has what it needs
 	}
@@ -84,6 +87,20 @@ func checkKernel(read func(string) ([]byte, error)) error {
 		}
 	}
 	return nil
+}
+
+// maxSocketPath is what the kernel takes for a unix socket (unix(7)).
+const maxSocketPath = 107
+
+func checkPath(l *Lab) error {
+	path := l.path(controlSocket)
+	if len(path) <= maxSocketPath {
+		return nil
+	}
+	return &cluster.Problem{
+		What: "the place for labs has too long a path", Why: fmt.Sprintf("a socket's path has at most %d bytes, %s has %d", maxSocketPath, path, len(path)),
+		Do: "use a shorter one: KUORUM_STATE=/var/lib/kuorum",
+	}
 }
 
 func checkMemory(meminfo []byte, spec *cluster.Spec) error {

@@ -30,8 +30,9 @@ type Up struct {
 	// Wait for nodes and a first pod; false returns when the machines are on.
 	Wait bool
 
-	lab  *Lab
-	busy *os.File // lock against another up or down of the same lab
+	bundleDir string // once it is unpacked
+	lab       *Lab
+	busy      *os.File // lock against another up or down of the same lab
 }
 
 // Steps is the whole procedure. Each step may be run again, so an interrupted
@@ -91,13 +92,9 @@ func lockVerb(l *Lab) (*os.File, error) {
 	return busy, err
 }
 
-func (u *Up) unpack(ctx context.Context) error {
-	_, err := u.bundleDir(ctx)
+func (u *Up) unpack(ctx context.Context) (err error) {
+	u.bundleDir, err = u.Bundle.Unpack(ctx, u.Store.BundleDir(), nil)
 	return err
-}
-
-func (u *Up) bundleDir(ctx context.Context) (string, error) {
-	return u.Bundle.Unpack(ctx, u.Store.BundleDir(), nil)
 }
 
 // write makes the lab on disk. A lab that exists keeps its keys, its port and
@@ -164,10 +161,6 @@ func (u *Up) power(ctx context.Context) error {
 	if _, ok := u.lab.Running(); ok {
 		return u.lab.call(ctx, "POST", "/v1/start", nil)
 	}
-	dir, err := u.bundleDir(ctx)
-	if err != nil {
-		return err
-	}
 	ln, err := listenAPI(u.lab.State.Port)
 	if err != nil {
 		return err
@@ -183,13 +176,13 @@ func (u *Up) power(ctx context.Context) error {
 		return err
 	}
 	defer held.Close()
-	return u.spawn(ctx, dir, api, held)
+	return u.spawn(ctx, api, held)
 }
 
 // spawn starts the lab process in a network namespace of its own and waits
 // for its report. The process outlives us: it has its own session, and its
 // output goes to the lab's log.
-func (u *Up) spawn(ctx context.Context, bundleDir string, api, held *os.File) error {
+func (u *Up) spawn(ctx context.Context, api, held *os.File) error {
 	log, err := os.OpenFile(u.lab.path("lab.log"), os.O_CREATE|os.O_APPEND|os.O_WRONLY, 0o640)
 	if err != nil {
 		return fmt.Errorf("cannot open the lab's log: %w", err)
@@ -200,7 +193,7 @@ func (u *Up) spawn(ctx context.Context, bundleDir string, api, held *os.File) er
 		return fmt.Errorf("cannot make a pipe: %w", err)
 	}
 	defer read.Close()
-	cmd := exec.CommandContext(context.WithoutCancel(ctx), u.Store.Exe, "lab", "process", "--state", u.Store.Root, "--bundle", bundleDir, u.lab.Name)
+	cmd := exec.CommandContext(context.WithoutCancel(ctx), u.Store.Exe, "lab", "process", "--state", u.Store.Root, "--bundle", u.bundleDir, u.lab.Name)
 	cmd.Env = []string{"PATH=/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin", component.SmallHeap}
 	cmd.Dir = "/"
 	cmd.Stdout, cmd.Stderr = log, log

@@ -175,6 +175,10 @@ func (a *Agent) Run(ctx context.Context) error {
 	group.Go(func() error { return a.serveAPI(inner) })
 	group.Go(func() error { return a.importImages(inner) })
 	group.Go(func() error { return a.keepCNI(inner) })
+	group.Go(func() error {
+		supervise.RotateLogs(inner, a.options.Log, filepath.Join(component.LogDir, component.AgentLog))
+		return nil
+	})
 	if a.machine.Node.Role == cluster.RoleServer {
 		group.Go(func() error { return a.applyObjects(inner) })
 	}

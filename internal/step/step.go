@@ -23,8 +23,7 @@ type Reporter interface {
 }
 
 // Run runs steps in order and stops at the first that fails, or between two
-// when ctx ends. The error is the step's own, with its name before it unless
-// it says what happened itself.
+// when ctx ends. The error is the step's own: it says itself what happened.
 func Run(ctx context.Context, steps []Step, report Reporter) error {
 	for _, s := range steps {
 		if err := ctx.Err(); err != nil {

@@ -5,6 +5,7 @@ import (
 	"errors"
 	"fmt"
 	"io"
+	"log/slog"
 	"os"
 	"slices"
 	"time"
@@ -23,7 +24,7 @@ type limits struct {
 
 var logLimits = limits{rotate: 16 << 20, drop: 64 << 20}
 
-// rotateLogs looks at all logs now and then, until ctx is done.
+// rotateLogs keeps the logs of all processes small until ctx is done.
 func (s *Supervisor) rotateLogs(ctx context.Context) {
 	var logs []string
 	for _, u := range s.units {
@@ -31,12 +32,20 @@ func (s *Supervisor) rotateLogs(ctx context.Context) {
 			logs = append(logs, u.Log)
 		}
 	}
+	RotateLogs(ctx, s.log, logs...)
+}
+
+// RotateLogs keeps log files small until ctx is done: one that has grown
+// beyond 16 MiB becomes NAME.1, the one before NAME.2 and so on to NAME.3.
+// Their writers must have opened them with O_APPEND. Files that do not exist
+// are passed over. It blocks.
+func RotateLogs(ctx context.Context, log *slog.Logger, logs ...string) {
 	tick := time.NewTicker(rotateEvery)
 	defer tick.Stop()
 	for {
 		for _, path := range logs {
 			if err := rotate(path, logLimits); err != nil {
-				s.log.Warn("log cannot be rotated", "path", path, "error", err)
+				log.Warn("log cannot be rotated", "path", path, "error", err)
 			}
 		}
 		select {
