@@ -5,7 +5,7 @@
 set -eu
 out=${1:?usage: build.sh OUTPUT.tar [NAME:TAG]}
 name=${2:-hello:1}
-here=$(cd "$(dirname "$0")" && pwd)
+here=$(cd "$(dirname "$0")" && pwd -P)
 work=$(mktemp -d)
 trap 'rm -rf "$work"' EXIT
 
