@@ -3,6 +3,7 @@ package cli
 import (
 	"context"
 	"fmt"
+	"strings"
 
 	"github.com/spf13/cobra"
 	"golang.org/x/sync/errgroup"
@@ -60,8 +61,9 @@ func (a *app) importImage(ctx context.Context, l *lab.Lab, status lab.Status, fi
 			said[i] = "off: not imported there"
 			continue
 		}
-		group.Go(func() (err error) {
-			said[i], err = l.ImportImage(inner, m, file)
+		group.Go(func() error {
+			names, err := l.ImportImage(inner, m, file)
+			said[i] = strings.Join(names, " ")
 			return err
 		})
 	}
@@ -69,7 +71,7 @@ func (a *app) importImage(ctx context.Context, l *lab.Lab, status lab.Status, fi
 		return &cluster.Problem{What: "cannot give " + file + " to every machine", Err: err, Do: "kuorum image import " + file}
 	}
 	for i, m := range status.Machines {
-		a.talk("%s\t%s\n", m.Name, said[i])
+		a.talk("%s: %s\n", m.Name, said[i])
 	}
 	_, err := fmt.Fprintln(a.process.Out, file)
 	return err

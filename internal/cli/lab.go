@@ -159,7 +159,7 @@ func (a *app) inMachine(ctx context.Context, l *lab.Lab, name string, argv []str
 	own := context.WithoutCancel(ctx)
 	signal.Ignore(os.Interrupt)
 	defer signal.Reset(os.Interrupt)
-	return m.Console(own, argv, []string{"TERM=" + a.process.Env("TERM")}, lab.Streams{In: a.process.In, Out: a.process.Out, Err: a.process.Err})
+	return m.Console(own, argv, []string{"TERM=" + a.process.Env("TERM"), "KUBECONFIG=/etc/kubernetes/admin.conf"}, lab.Streams{In: a.process.In, Out: a.process.Out, Err: a.process.Err})
 }
 
 // logger writes one line of text an event, for files that people read.

@@ -24,7 +24,8 @@ func (m MachineStatus) run(ctx context.Context, c command) error {
 	if m.Power != PowerOn {
 		return offProblem(m.Name)
 	}
-	cmd := exec.CommandContext(ctx, c.argv[0], c.argv[1:]...)
+	// A shell looks the program up inside; exec would have looked it up here.
+	cmd := exec.CommandContext(ctx, "/bin/sh", append([]string{"-c", `exec "$@"`, "sh"}, c.argv...)...)
 	cmd.Env = append([]string{"PATH=/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin", "HOME=/root", "USER=root"}, c.env...)
 	cmd.Dir = "/"
 	cmd.Stdin, cmd.Stdout, cmd.Stderr = c.stdin, c.stdout, c.stderr

@@ -135,20 +135,32 @@ func checkEntry(header *tar.Header, content io.Reader) error {
 }
 
 // ImportImage gives a checked archive to one machine's containerd. It returns
-// the lines that ctr printed: an image a line.
-func (l *Lab) ImportImage(ctx context.Context, machine MachineStatus, file string) (string, error) {
+// the names of the images that were in it.
+func (l *Lab) ImportImage(ctx context.Context, machine MachineStatus, file string) ([]string, error) {
 	f, err := os.Open(file)
 	if err != nil {
-		return "", fmt.Errorf("cannot open the archive: %w", err)
+		return nil, fmt.Errorf("cannot open the archive: %w", err)
 	}
 	defer f.Close()
-	var out strings.Builder
+	var out, talk strings.Builder
 	err = machine.run(ctx, command{
 		argv:  []string{programPath, "ctr", "images", "import", "-"},
-		stdin: f, stdout: &out, stderr: &out,
+		stdin: f, stdout: &out, stderr: &talk,
 	})
 	if err != nil {
-		return "", fmt.Errorf("cannot import %s on %s: %w: %s", file, machine.Name, err, strings.TrimSpace(out.String()))
+		return nil, fmt.Errorf("cannot import %s on %s: %w: %s", file, machine.Name, err, strings.TrimSpace(talk.String()))
 	}
-	return strings.TrimSpace(out.String()), nil
+	return savedImages(out.String()), nil
+}
+
+// savedImages picks the names out of what ctr prints: progress, a digest, and
+// "NAME saved" for each image.
+func savedImages(said string) []string {
+	var names []string
+	for line := range strings.Lines(said) {
+		if words := strings.Fields(line); len(words) == 2 && words[1] == "saved" {
+			names = append(names, words[0])
+		}
+	}
+	return names
 }

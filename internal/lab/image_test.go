@@ -10,6 +10,8 @@ import (
 	"path/filepath"
 	"strings"
 	"testing"
+
+	"github.com/google/go-cmp/cmp"
 )
 
 // archive is a tar of name, content, name, content...
@@ -133,4 +135,11 @@ func FuzzCheckImage(f *testing.F) {
 			t.Errorf("%q was accepted", data)
 		}
 	})
+}
+
+func TestSavedImages(t *testing.T) {
+	said := "docker.io/library/hello:1               \tsaved\t\napplication/vnd.docker.distribution.manifest.v2+json sha256:82\nImporting\telapsed: 0.3 s\n"
+	if diff := cmp.Diff([]string{"docker.io/library/hello:1"}, savedImages(said)); diff != "" {
+		t.Error(diff)
+	}
 }
