@@ -127,7 +127,7 @@ func (d *Down) removeFiles(context.Context) error {
 	if err := os.RemoveAll(l.dir); err != nil {
 		return fmt.Errorf("cannot remove lab %s: %w", d.Name, err)
 	}
-	if err := os.Remove(l.dir + ".lock"); err != nil && !errors.Is(err, fs.ErrNotExist) {
+	if err := os.Remove(l.dir + verbLock); err != nil && !errors.Is(err, fs.ErrNotExist) {
 		return fmt.Errorf("cannot remove the lock of lab %s: %w", d.Name, err)
 	}
 	_ = os.Remove(d.Store.labs()) // only when it is empty

@@ -12,6 +12,7 @@ import (
 	"os"
 	"path/filepath"
 	"slices"
+	"strings"
 	"syscall"
 	"time"
 
@@ -88,13 +89,16 @@ func (s Store) Names() ([]string, error) {
 	}
 	var names []string
 	for _, e := range entries {
-		if e.IsDir() {
-			names = append(names, e.Name())
-		}
+		name, _ := strings.CutSuffix(e.Name(), verbLock) // all that an early kill left
+		names = append(names, name)
 	}
 	slices.Sort(names)
-	return names, nil
+	return slices.Compact(names), nil
 }
+
+// verbLock ends the name of the file, beside a lab's directory, that keeps two
+// of up and down from working on it at a time.
+const verbLock = ".lock"
 
 func (s Store) lab(name string) *Lab {
 	return &Lab{Name: name, dir: filepath.Join(s.labs(), name), exe: s.Exe}

@@ -290,3 +290,38 @@ func TestPlan(t *testing.T) {
 		t.Error("a machine that was never on has a process")
 	}
 }
+
+// A lab of which an early kill left the lock only must be known, or nobody
+// would remove it.
+func TestNamesKnowWhatAnEarlyKillLeft(t *testing.T) {
+	store := Store{Root: t.TempDir()}
+	for _, name := range []string{"cut", "whole"} {
+		held, err := lock(store.lab(name).dir + verbLock)
+		if err != nil {
+			t.Fatal(err)
+		}
+		defer held.Close()
+	}
+	if err := os.Mkdir(store.lab("whole").dir, 0o755); err != nil {
+		t.Fatal(err)
+	}
+	names, err := store.Names()
+	if diff := cmp.Diff([]string{"cut", "whole"}, names); err != nil || diff != "" {
+		t.Errorf("%v\n%s", err, diff)
+	}
+}
+
+func TestARefusedUpLeavesNothing(t *testing.T) {
+	store := Store{Root: t.TempDir()}
+	u := &Up{Store: store, Spec: newSpec(t, 1, 0)}
+	var err error
+	if u.busy, err = lockVerb(store.lab(u.Spec.Metadata.Name)); err != nil {
+		t.Fatal(err)
+	}
+	if err := u.Close(); err != nil {
+		t.Fatal(err)
+	}
+	if _, err := os.Stat(store.labs()); !errors.Is(err, fs.ErrNotExist) {
+		t.Errorf("something is left: %v", err)
+	}
+}

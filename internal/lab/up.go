@@ -5,6 +5,7 @@ import (
 	"encoding/json"
 	"errors"
 	"fmt"
+	"io/fs"
 	"net"
 	"os"
 	"os/exec"
@@ -58,12 +59,19 @@ func (u *Up) Steps() []step.Step {
 	return steps
 }
 
-// Close lets another up or down of the lab go on.
+// Close lets another up or down of the lab go on. If nothing was made, nothing
+// is left.
 func (u *Up) Close() error {
 	if u.busy == nil {
 		return nil
 	}
-	return u.busy.Close()
+	var err error
+	l := u.Store.lab(u.Spec.Metadata.Name)
+	if _, missing := os.Stat(l.dir); errors.Is(missing, fs.ErrNotExist) {
+		err = os.Remove(l.dir + verbLock)
+		_ = os.Remove(u.Store.labs()) // only when it is empty
+	}
+	return errors.Join(err, u.busy.Close())
 }
 
 // Lab is the lab, once Steps have run.
@@ -81,7 +89,7 @@ func (u *Up) check(context.Context) error {
 
 // lockVerb keeps two of up and down from working on one lab at a time.
 func lockVerb(l *Lab) (*os.File, error) {
-	busy, err := lock(l.dir + ".lock")
+	busy, err := lock(l.dir + verbLock)
 	if errors.Is(err, syscall.EWOULDBLOCK) {
 		return nil, &cluster.Problem{
 			What: fmt.Sprintf("another kuorum is working on lab %q", l.Name),

@@ -28,10 +28,6 @@ func systemObjects() []object {
 	const roles, bindings = "/apis/rbac.authorization.k8s.io/v1/clusterroles/", "/apis/rbac.authorization.k8s.io/v1/clusterrolebindings/"
 	return []object{
 		{bindings + "kuorum:apiserver-kubelet", binding("kuorum:apiserver-kubelet", "system:kubelet-api-admin", "kube-apiserver-kubelet-client")},
-		// What the balancers ask between two readyz.
-		{roles + "kuorum:endpoint", `{"apiVersion":"rbac.authorization.k8s.io/v1","kind":"ClusterRole","metadata":{"name":"kuorum:endpoint"},"rules":[
-			{"nonResourceURLs":["/livez/ping"],"verbs":["get"]}]}`},
-		{bindings + "kuorum:endpoint", binding("kuorum:endpoint", "kuorum:endpoint", pki.UserEndpoint)},
 		{roles + "kuorum:coredns", `{"apiVersion":"rbac.authorization.k8s.io/v1","kind":"ClusterRole","metadata":{"name":"kuorum:coredns"},"rules":[
 			{"apiGroups":[""],"resources":["endpoints","services","pods","namespaces"],"verbs":["list","watch"]},
 			{"apiGroups":["discovery.k8s.io"],"resources":["endpointslices"],"verbs":["list","watch"]}]}`},

@@ -26,7 +26,7 @@ const (
 	GroupAdmins           = "kuorum:admins"
 	GroupAPIServerKubelet = "kuorum:apiserver-kubelet"
 
-	// UserEndpoint is the balancer, which may read /readyz and nothing else.
+	// UserEndpoint is the balancer, which asks for /readyz and has no rights of its own.
 	UserEndpoint = "kuorum:endpoint"
 	UserFlannel  = "system:flannel"
 	UserCoreDNS  = "system:coredns"

@@ -151,7 +151,7 @@ func TestPortTaken(t *testing.T) {
 	if r.code != 1 || !strings.Contains(r.talk, fmt.Sprintf("cannot listen on 127.0.0.1:%d", port)) || !strings.Contains(r.talk, "ss -ltnp") {
 		t.Errorf("code %d: %s", r.code, r.talk)
 	}
-	if left, _ := filepath.Glob(filepath.Join(tests.dir, "labs/busy")); len(left) > 0 {
+	if left, _ := filepath.Glob(filepath.Join(tests.dir, "labs/busy*")); len(left) > 0 {
 		t.Errorf("it left %v", left)
 	}
 	if names := try(t, "list", "-q"); strings.Contains(names.out, "busy") {
