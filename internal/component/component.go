@@ -81,6 +81,7 @@ type Component struct {
 	Path  string   // absolute path of the program
 	Args  []string // without the program's name
 	Env   []string // beside PATH
+	Heap  string   // in place of SmallHeap
 	After []string // components that must have been ready before this one starts
 	Files []File
 	Dirs  []string // made with mode 0700 before the start
@@ -118,7 +119,11 @@ func (c Component) Digest() string {
 // since containerd and kubelet look up their own helpers there.
 func (c Component) Environ(m Machine) []string {
 	path := "PATH=" + filepath.Join(m.Bundle, "bin") + ":/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin"
-	return append([]string{path, "HOME=/root", SmallHeap}, c.Env...)
+	heap := SmallHeap
+	if c.Heap != "" {
+		heap = c.Heap
+	}
+	return append([]string{path, "HOME=/root", heap}, c.Env...)
 }
 
 func (m Machine) bin(name string) string { return filepath.Join(m.Bundle, "bin", name) }

@@ -56,9 +56,12 @@ func apiserver(m Machine) Component {
 		"--profiling=false",
 	}
 	return Component{
-		Name:  "kube-apiserver",
-		Path:  m.bin("kube-apiserver"),
-		Args:  append(args, featureGates(m)...),
+		Name: "kube-apiserver",
+		Path: m.bin("kube-apiserver"),
+		Args: append(args, featureGates(m)...),
+		// Everybody waits for its start, in which collecting early costs 0.5 s
+		// of 3; 25 MB is what that is worth.
+		Heap:  "GOGC=50",
 		After: []string{"etcd"},
 		Files: []File{
 			config("authentication.yaml", []byte(authenticationConfig)),

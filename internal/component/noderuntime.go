@@ -171,7 +171,7 @@ nftables: {minSyncPeriod: 100ms, syncPeriod: 30s}
 		Name:        "kube-proxy",
 		Path:        m.bin("kube-proxy"),
 		Args:        []string{"--config=" + component("kube-proxy.yaml")},
-		After:       []string{"endpoint"},
+		After:       []string{"endpoint", "kubelet"},
 		Files:       []File{config("kube-proxy.yaml", []byte(text))},
 		Ready:       httpReady("http://" + m.Node.Address + ":10256/livez"),
 		StopTimeout: 5 * time.Second,

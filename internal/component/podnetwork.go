@@ -65,7 +65,7 @@ func coredns(m Machine) Component {
 		Name:        "coredns",
 		Path:        m.bin("coredns"),
 		Args:        []string{"-conf=" + component("Corefile")},
-		After:       []string{"endpoint"},
+		After:       []string{"endpoint", "kubelet"},
 		Files:       []File{config("Corefile", []byte(text))},
 		Ready:       httpReady("http://127.0.0.1:8181/ready"),
 		StopTimeout: 5 * time.Second,
