@@ -60,7 +60,7 @@ func apiserver(m Machine) Component {
 		Path: m.bin("kube-apiserver"),
 		Args: append(args, featureGates(m)...),
 		// Everybody waits for its start, in which collecting early costs 0.5 s
-		// of 3; 25 MB is what that is worth.
+		// of 3; it takes 25 MB more for it.
 		Heap:  "GOGC=50",
 		After: []string{"etcd"},
 		Files: []File{
