@@ -16,7 +16,7 @@ const (
 	// pods' range: it keeps a bit map of all nodes' ranges in memory.
 	maxPodBits = 16
 	// notForPods are the first and last address of a node's range and the
-	// bridge's own.
+	// plugin's own.
 	notForPods = 3
 	// maxUpstream is what CoreDNS' forward plugin takes.
 	maxUpstream = 15

@@ -51,8 +51,8 @@ const ImagesFile = RunDir + "/images-imported"
 const BundleLink = RunDir + "/bundle"
 
 // SmallHeap makes a Go program collect garbage when its heap has grown by a
-// fifth instead of by its own size. Measured on three idle servers it takes
-// 290 MB off 1.35 GB and adds 4 % to the CPU time of a start.
+// fifth instead of by its own size: on three idle servers that takes a fifth
+// off their memory (docs/benchmarks.md) for a few percent of a start's CPU time.
 const SmallHeap = "GOGC=20"
 
 // Machine is what a component must know about where it runs.
@@ -81,7 +81,7 @@ type Component struct {
 	Path  string   // absolute path of the program
 	Args  []string // without the program's name
 	Env   []string // beside PATH
-	Heap  string   // in place of SmallHeap
+	Heap  string   // GOGC=N in place of SmallHeap
 	After []string // components that must have been ready before this one starts
 	Files []File
 	Dirs  []string // made with mode 0700 before the start

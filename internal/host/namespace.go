@@ -12,7 +12,7 @@ import (
 )
 
 // MachineNamespaces are the clone flags of a lab machine's first process. The
-// cgroup namespace is entered later (EnterCgroupNamespace): its root is the
+// cgroup namespace is entered later (Become): its root is the
 // group the process is in at that moment.
 const MachineNamespaces = syscall.CLONE_NEWNS | syscall.CLONE_NEWPID | syscall.CLONE_NEWNET | syscall.CLONE_NEWUTS | syscall.CLONE_NEWIPC
 

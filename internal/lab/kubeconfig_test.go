@@ -240,7 +240,7 @@ func TestFindKubeconfig(t *testing.T) {
 	}{
 		{"the home", map[string]string{"HOME": "/home/anna"}, "/home/anna/.kube/config", -1, -1},
 		{"sudo", sudo, "/home/of/anna/.kube/config", 1000, 1001},
-		{"root by sudo", map[string]string{"HOME": "/root", "SUDO_USER": "root"}, "/root/.kube/config", -1, -1},
+		{"root by sudo", map[string]string{"HOME": "/superuser", "SUDO_USER": "root"}, "/superuser/.kube/config", -1, -1},
 		{"a user nobody knows", map[string]string{"SUDO_USER": "nobody-knows"}, "", 0, 0},
 		{"half of sudo", map[string]string{"SUDO_USER": "anna", "SUDO_UID": "x"}, "", 0, 0},
 		{"named", map[string]string{"HOME": "/h", "KUBECONFIG": gone}, gone, -1, -1},
