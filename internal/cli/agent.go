@@ -15,7 +15,7 @@ import (
 )
 
 func (a *app) agentCommand() *cobra.Command {
-	bundleDir := ""
+	var options node.Options
 	cmd := &cobra.Command{
 		Use:   "agent",
 		Short: "The node agent: keeps the components of this machine running",
@@ -24,13 +24,14 @@ order and ends it; SIGUSR1, or a crash, ends the agent alone and leaves them to
 the next one.`,
 		Hidden: true,
 		Args:   cobra.NoArgs,
-		RunE:   func(cmd *cobra.Command, _ []string) error { return a.agent(cmd.Context(), bundleDir) },
+		RunE:   func(cmd *cobra.Command, _ []string) error { return a.agent(cmd.Context(), options) },
 	}
-	cmd.Flags().StringVar(&bundleDir, "bundle", "", "directory of the unpacked bundle")
+	cmd.Flags().StringVar(&options.Bundle, "bundle", "", "directory of the unpacked bundle")
+	cmd.Flags().IntVar(&options.Machines, "machines", 0, "how many machines of a lab share this computer; 0: it is the node's own")
 	return cmd
 }
 
-func (a *app) agent(ctx context.Context, bundleDir string) error {
+func (a *app) agent(ctx context.Context, options node.Options) error {
 	exe, err := os.Executable()
 	if err != nil {
 		return fmt.Errorf("cannot find our own program: %w", err)
@@ -47,7 +48,8 @@ func (a *app) agent(ctx context.Context, bundleDir string) error {
 		case <-running.Done():
 		}
 	}()
-	n, err := node.NewAgent(node.Options{Version: release, Kuorum: exe, Bundle: bundleDir, Log: a.logger(), Stop: ctx.Done()})
+	options.Version, options.Kuorum, options.Log, options.Stop = release, exe, a.logger(), ctx.Done()
+	n, err := node.NewAgent(options)
 	if err != nil {
 		return err
 	}

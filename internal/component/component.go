@@ -11,6 +11,7 @@ import (
 	"fmt"
 	"io/fs"
 	"path/filepath"
+	"strconv"
 	"time"
 
 	"kuorum/internal/cluster"
@@ -51,9 +52,13 @@ const ImagesFile = RunDir + "/images-imported"
 const BundleLink = RunDir + "/bundle"
 
 // SmallHeap makes a Go program collect garbage when its heap has grown by a
-// fifth instead of by its own size: on three idle servers that takes a fifth
-// off their memory (docs/benchmarks.md) for a few percent of a start's CPU time.
+// fifth instead of by its own size.
 const SmallHeap = "GOGC=20"
+
+// lateTimers is how late the timers of a program may fire on a shared
+// computer. Far below every timeout here, it lets the Go runtime's watchdog
+// thread sleep: a third of the wake-ups of an idle etcd are its.
+const lateTimers = 5 * time.Millisecond
 
 // Machine is what a component must know about where it runs.
 type Machine struct {
@@ -66,6 +71,35 @@ type Machine struct {
 	// LowerOOM tells that this machine may lower oom_score_adj
 	// (CAP_SYS_RESOURCE); without it every pod sandbox would fail.
 	LowerOOM bool
+	// Share is set when other machines of a lab run on the same computer.
+	Share Share
+}
+
+// Share is a machine's part of a computer that it shares with the others of
+// its lab. What idle machines use adds up, so their programs collect garbage
+// early, run on a part of the processors and let their timers be a little
+// late (ADR 0012). The zero Share is a machine with a computer of its own:
+// upstream's defaults.
+type Share struct {
+	Machines   int // on this computer, this one included; 0 means no lab
+	Processors int // of the computer
+}
+
+// limit is c with the settings that keep it within its share.
+func (s Share) limit(c Component) Component {
+	if s.Machines == 0 {
+		return c
+	}
+	heap := c.Heap
+	if heap == "" || s.Machines > 1 {
+		heap = SmallHeap
+	}
+	processors := max(1, s.Processors/s.Machines)
+	c.Env = append([]string{heap, "GOMAXPROCS=" + strconv.Itoa(processors)}, c.Env...)
+	if !c.ExactTimers {
+		c.TimerSlack = lateTimers
+	}
+	return c
 }
 
 // File is one configuration file of a component.
@@ -81,13 +115,17 @@ type Component struct {
 	Path  string   // absolute path of the program
 	Args  []string // without the program's name
 	Env   []string // beside PATH
-	Heap  string   // GOGC=N in place of SmallHeap
+	Heap  string   // GOGC=N for a machine that is alone in its lab, in place of SmallHeap
 	After []string // components that must have been ready before this one starts
 	Files []File
 	Dirs  []string // made with mode 0700 before the start
 	// Ready probes the live program; nil error means it does its work now.
 	Ready       func(context.Context) error
 	StopTimeout time.Duration // between SIGTERM and SIGKILL
+	// ExactTimers is for a program whose children are pods: they inherit how
+	// late its timers may be.
+	ExactTimers bool
+	TimerSlack  time.Duration // how late its timers may fire; 0 is the kernel's default of 50 us
 }
 
 // For lists the components of m's role in the order people read them.
@@ -101,7 +139,11 @@ func For(m Machine) []Component {
 	if m.Node.Role == cluster.RoleServer {
 		list = append(list, controllerManager(m), scheduler(m))
 	}
-	return append(list, kubelet(m), kubeProxy(m), flannel(m), coredns(m))
+	list = append(list, kubelet(m), kubeProxy(m), flannel(m), coredns(m))
+	for i, c := range list {
+		list[i] = m.Share.limit(c)
+	}
+	return list
 }
 
 // Digest changes whenever the program, its flags, its environment or one of
@@ -119,11 +161,7 @@ func (c Component) Digest() string {
 // since containerd and kubelet look up their own helpers there.
 func (c Component) Environ(m Machine) []string {
 	path := "PATH=" + filepath.Join(m.Bundle, "bin") + ":/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin"
-	heap := SmallHeap
-	if c.Heap != "" {
-		heap = c.Heap
-	}
-	return append([]string{path, "HOME=/root", heap}, c.Env...)
+	return append([]string{path, "HOME=/root"}, c.Env...)
 }
 
 func (m Machine) bin(name string) string { return filepath.Join(m.Bundle, "bin", name) }

@@ -11,6 +11,7 @@ import (
 	"slices"
 	"strings"
 	"testing"
+	"time"
 
 	"github.com/google/go-cmp/cmp"
 
@@ -249,5 +250,48 @@ func TestCNI(t *testing.T) {
 	first := got.Plugins[0]
 	if first.Type != "ptp" || first.MTU != 1450 || first.IPMasq == nil || *first.IPMasq || first.IPAM.Ranges[0][0].Subnet != subnet {
 		t.Errorf("got %+v", first)
+	}
+}
+
+func TestShare(t *testing.T) {
+	goldenHeap := Component{Heap: "GOGC=50", Env: []string{"A=b"}}
+	tests := map[string]struct {
+		share Share
+		in    Component
+		env   []string
+		slack time.Duration
+	}{
+		"a computer of its own":        {Share{Processors: 8}, goldenHeap, []string{"A=b"}, 0},
+		"alone in its lab":             {Share{1, 8}, goldenHeap, []string{"GOGC=50", "GOMAXPROCS=8", "A=b"}, lateTimers},
+		"three on eight processors":    {Share{3, 8}, goldenHeap, []string{SmallHeap, "GOMAXPROCS=2", "A=b"}, lateTimers},
+		"three on two processors":      {Share{3, 2}, Component{}, []string{SmallHeap, "GOMAXPROCS=1"}, lateTimers},
+		"pods inherit exact timers":    {Share{3, 2}, Component{ExactTimers: true}, []string{SmallHeap, "GOMAXPROCS=1"}, 0},
+		"no heap of its own, no crowd": {Share{1, 2}, Component{}, []string{SmallHeap, "GOMAXPROCS=2"}, lateTimers},
+	}
+	for name, tt := range tests {
+		t.Run(name, func(t *testing.T) {
+			got := tt.share.limit(tt.in)
+			if diff := cmp.Diff(tt.env, got.Env); diff != "" {
+				t.Error(diff)
+			}
+			if got.TimerSlack != tt.slack {
+				t.Errorf("slack %v, want %v", got.TimerSlack, tt.slack)
+			}
+		})
+	}
+}
+
+// The timers of pods must be the kernel's own, and a running component must
+// be restarted when its share changes.
+func TestSharesReachComponents(t *testing.T) {
+	m := testMachine(t, "cp1")
+	alone := find(t, m, "etcd")
+	m.Share = Share{Machines: 3, Processors: 2}
+	if find(t, m, "containerd").TimerSlack != 0 {
+		t.Error("containerd hands late timers on to pods")
+	}
+	shared := find(t, m, "etcd")
+	if shared.TimerSlack != lateTimers || shared.Digest() == alone.Digest() {
+		t.Errorf("etcd has slack %v, and digest %s as alone", shared.TimerSlack, shared.Digest())
 	}
 }

@@ -59,8 +59,8 @@ func apiserver(m Machine) Component {
 		Name: "kube-apiserver",
 		Path: m.bin("kube-apiserver"),
 		Args: append(args, featureGates(m)...),
-		// Everybody waits for its start, in which collecting early costs 0.5 s
-		// of 3; it takes 25 MB more for it.
+		// One server's start waits for this program, and collecting early
+		// costs 0.5 s of 3. Several servers wait for the processors.
 		Heap:  "GOGC=50",
 		After: []string{"etcd"},
 		Files: []File{

@@ -25,6 +25,7 @@ func containerd(m Machine) Component {
 		Ready: both(socketReady(ContainerdSocket), fileReady(ImagesFile)),
 		// Shims and pods outlive containerd; it has little to finish.
 		StopTimeout: 10 * time.Second,
+		ExactTimers: true,
 	}
 }
 

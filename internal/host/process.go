@@ -5,8 +5,10 @@ import (
 	"fmt"
 	"os"
 	"path/filepath"
+	"runtime"
 	"sync"
 	"syscall"
+	"time"
 
 	"golang.org/x/sys/unix"
 )
@@ -22,6 +24,9 @@ type Command struct {
 	Env  []string // the whole environment as KEY=VALUE; nothing is added
 	Dir  string   // working directory; "" means the caller's
 	Log  string   // file that stdout and stderr are appended to; "" means /dev/null
+	// TimerSlack is how late the kernel may wake the program and its children
+	// for a timer (PR_SET_TIMERSLACK in prctl(2)); 0 means as the caller.
+	TimerSlack time.Duration
 }
 
 // Process is a running process that this one started or adopted. It is held
@@ -59,11 +64,13 @@ func StartProcess(c Command) (*Process, error) {
 	defer out.Close()
 
 	pidfd := -1
-	pid, err := syscall.ForkExec(c.Path, append([]string{c.Path}, c.Args...), &syscall.ProcAttr{
-		Dir:   c.Dir,
-		Env:   c.Env,
-		Files: []uintptr{stdin.Fd(), out.Fd(), out.Fd()},
-		Sys:   &syscall.SysProcAttr{Setsid: true, PidFD: &pidfd},
+	pid, err := withTimerSlack(c.TimerSlack, func() (int, error) {
+		return syscall.ForkExec(c.Path, append([]string{c.Path}, c.Args...), &syscall.ProcAttr{
+			Dir:   c.Dir,
+			Env:   c.Env,
+			Files: []uintptr{stdin.Fd(), out.Fd(), out.Fd()},
+			Sys:   &syscall.SysProcAttr{Setsid: true, PidFD: &pidfd},
+		})
 	})
 	if err != nil {
 		return nil, startError(c, err)
@@ -73,6 +80,21 @@ func StartProcess(c Command) (*Process, error) {
 		return nil, errors.Join(fmt.Errorf("cannot watch %s: %w", c.Path, err), discard(pid, pidfd))
 	}
 	return p, nil
+}
+
+// withTimerSlack forks in a thread that has this slack: a child inherits that
+// of the thread which made it. The thread has its own back afterwards.
+func withTimerSlack(slack time.Duration, fork func() (int, error)) (int, error) {
+	if slack == 0 {
+		return fork()
+	}
+	runtime.LockOSThread()
+	defer runtime.UnlockOSThread()
+	if err := unix.Prctl(unix.PR_SET_TIMERSLACK, uintptr(slack.Nanoseconds()), 0, 0, 0); err != nil {
+		return 0, fmt.Errorf("cannot set its timer slack: %w", err)
+	}
+	defer func() { _ = unix.Prctl(unix.PR_SET_TIMERSLACK, 0, 0, 0, 0) }() // 0 is the thread's default; it cannot fail where setting did not
+	return fork()
 }
 
 // Adopt takes over a process that somebody else started, such as an earlier

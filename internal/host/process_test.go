@@ -93,6 +93,29 @@ func TestStartProcessEnvironmentAndFilesAreExact(t *testing.T) {
 	}
 }
 
+func TestStartProcessTimerSlack(t *testing.T) {
+	before, err := os.ReadFile("/proc/self/timerslack_ns")
+	if err != nil {
+		t.Fatal(err)
+	}
+	for _, tt := range []struct {
+		slack time.Duration
+		want  string
+	}{{3 * time.Millisecond, "3000000"}, {0, strings.TrimSpace(string(before))}} {
+		log := filepath.Join(t.TempDir(), "log")
+		// The shell's child shows that it is inherited.
+		p := startTest(t, Command{Path: sh, Args: []string{"-c", "cat /proc/self/timerslack_ns; true"}, Env: []string{"PATH=/usr/bin:/bin"}, Log: log, TimerSlack: tt.slack})
+		awaitExit(t, p)
+		got, err := os.ReadFile(log)
+		if err != nil {
+			t.Fatal(err)
+		}
+		if strings.TrimSpace(string(got)) != tt.want {
+			t.Errorf("slack %v: the child has %q ns, want %s", tt.slack, got, tt.want)
+		}
+	}
+}
+
 func TestExitText(t *testing.T) {
 	for _, tc := range []struct{ script, want string }{
 		{"exit 0", "exit status 0"},

@@ -11,6 +11,7 @@ import (
 	"os"
 	"os/exec"
 	"path/filepath"
+	"strconv"
 	"strings"
 	"sync"
 	"syscall"
@@ -261,7 +262,7 @@ func newMachine(l *Lab, index int, node cluster.Node, hierarchies []host.Hierarc
 			Hosts:       hosts(l.Spec),
 			Address:     netip.PrefixFrom(address, network.Bits()),
 			Gateway:     network.Masked().Addr().Next(),
-			Agent:       []string{programPath, "agent", "--bundle", inside},
+			Agent:       []string{programPath, "agent", "--bundle", inside, "--machines", strconv.Itoa(len(l.Spec.Spec.Nodes))},
 			Tools:       Tools(),
 			Hierarchies: hierarchies,
 		},

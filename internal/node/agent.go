@@ -12,6 +12,7 @@ import (
 	"net/netip"
 	"os"
 	"path/filepath"
+	"runtime"
 	"strings"
 	"time"
 
@@ -34,7 +35,10 @@ type Options struct {
 	Version string
 	Kuorum  string // path of our own program, for the components that are ours
 	Bundle  string // directory of the unpacked bundle
-	Log     *slog.Logger
+	// Machines is how many machines of a lab share this computer, this one
+	// included; 0 means that the computer is the node's own.
+	Machines int
+	Log      *slog.Logger
 	// Stop, when closed, makes the agent stop the node's components in
 	// reverse order and return. Ending the context of Run instead leaves them
 	// running for the next agent.
@@ -101,6 +105,7 @@ func readMachine(options Options) (component.Machine, error) {
 	return component.Machine{
 		Spec: spec, Node: node, Bundle: options.Bundle, Kuorum: options.Kuorum,
 		CgroupV1: host.IsV1(hierarchies), LowerOOM: host.CanLowerOOMScore(),
+		Share: component.Share{Machines: options.Machines, Processors: runtime.NumCPU()},
 	}, nil
 }
 
@@ -159,7 +164,7 @@ func processes(m component.Machine, components []component.Component) []supervis
 		list = append(list, supervise.Process{
 			Name: c.Name, Path: c.Path, Args: c.Args, Env: c.Environ(m), After: c.After,
 			Ready: c.Ready, Digest: c.Digest(), StopTimeout: c.StopTimeout,
-			Log: filepath.Join(component.LogDir, c.Name+".log"),
+			Log: filepath.Join(component.LogDir, c.Name+".log"), TimerSlack: c.TimerSlack,
 		})
 	}
 	return list

@@ -157,6 +157,7 @@ func (s *Supervisor) launch(u *unit) (*child, error) {
 	}
 	c, err := s.system.start(host.Command{
 		Path: u.Path, Args: u.Args, Env: append(slices.Clone(u.Env), r.variable()), Dir: u.Dir, Log: u.Log,
+		TimerSlack: u.TimerSlack,
 	})
 	if err != nil {
 		if removeErr := s.removeRecord(u.Name); removeErr != nil {

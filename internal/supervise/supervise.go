@@ -42,6 +42,8 @@ type Process struct {
 	// Env is the whole environment, but for KUORUM_LAUNCH, which is added.
 	Env []string
 	Dir string // working directory; "" means the supervisor's
+	// TimerSlack is how late its timers may fire; 0 means as the supervisor's.
+	TimerSlack time.Duration
 	// After names processes that must have been ready once, in the life of
 	// this supervisor, before this one starts.
 	After []string
