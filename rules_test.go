@@ -21,7 +21,7 @@ import (
 // their user declares. A new package needs a place here.
 var layers = []string{
 	"cluster host step",
-	"pki supervise bundle",
+	"pki supervise bundle agent",
 	"component endpoint",
 	"node lab",
 	"cli",

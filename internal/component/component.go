@@ -30,7 +30,6 @@ const (
 const (
 	PortAPI       = 6443 // the balancer on every node
 	PortAPIServer = 6444 // kube-apiserver on servers
-	PortAgent     = 9443 // the node agent's mTLS API
 	portStatus    = 6442 // the balancer's own state, loopback only
 )
 

@@ -5,7 +5,6 @@ import (
 	"encoding/json"
 	"errors"
 	"fmt"
-	"io"
 	"log/slog"
 	"net"
 	"net/http"
@@ -17,6 +16,7 @@ import (
 
 	"golang.org/x/sync/errgroup"
 
+	"kuorum/internal/agent"
 	"kuorum/internal/cluster"
 	"kuorum/internal/component"
 	"kuorum/internal/endpoint"
@@ -39,7 +39,7 @@ type daemon struct {
 	lab      *Lab
 	log      *slog.Logger
 	machines []*Machine
-	agents   *http.Client
+	agents   *agent.Client
 	stop     chan struct{}
 	stopOnce sync.Once
 }
@@ -119,7 +119,7 @@ func makeSwitch(l *Lab) error {
 	return host.ProbeLinks(l.Spec.Spec.Network.Backend)
 }
 
-func agentClient(l *Lab) (*http.Client, error) {
+func agentClient(l *Lab) (*agent.Client, error) {
 	var files [3][]byte
 	for i, name := range []string{"ca.crt", "agent.crt", "agent.key"} {
 		data, err := os.ReadFile(l.Client(name))
@@ -133,7 +133,7 @@ func agentClient(l *Lab) (*http.Client, error) {
 	if err != nil {
 		return nil, fmt.Errorf("cannot talk to agents: %w", err)
 	}
-	return &http.Client{Timeout: 5 * time.Second, Transport: &http.Transport{TLSClientConfig: config, IdleConnTimeout: time.Minute}}, nil
+	return agent.NewClient(config), nil
 }
 
 func listenControl(ctx context.Context, l *Lab) (net.Listener, error) {
@@ -287,6 +287,20 @@ type MachineStatus struct {
 	PID     int                 `json:"pid,omitempty"`   // of its init, as the host sees it
 	Agent   *cluster.NodeStatus `json:"agent,omitempty"` // nil when the agent does not answer
 	Error   string              `json:"error,omitempty"` // why it does not
+	// ClockOffset is by how much its clock is ahead of the host's.
+	ClockOffset cluster.Duration `json:"clockOffset"`
+}
+
+// Voters are the lab's etcd members, each healthy when its machine's agent
+// says that its etcd is ready: it answers, and knows a leader.
+func (s Status) Voters() []cluster.Voter {
+	var voters []cluster.Voter
+	for _, m := range s.Machines {
+		if m.Role == cluster.RoleServer {
+			voters = append(voters, cluster.Voter{Name: m.Name, Healthy: m.Agent != nil && m.Agent.ComponentReady("etcd")})
+		}
+	}
+	return voters
 }
 
 func (d *daemon) status(ctx context.Context) Status {
@@ -309,28 +323,7 @@ func (d *daemon) machineStatus(ctx context.Context, m *Machine) MachineStatus {
 	if s.Power == PowerOff {
 		return s
 	}
-	var agent cluster.NodeStatus
-	if err := d.ask(ctx, m.Node.Address, &agent); err != nil {
-		s.Error = err.Error()
-		return s
-	}
-	s.Agent = &agent
+	report := d.agents.Report(ctx, m.Node)
+	s.Agent, s.Error, s.ClockOffset = report.Status, report.Error, report.ClockOffset
 	return s
-}
-
-func (d *daemon) ask(ctx context.Context, address string, into any) error {
-	url := "https://" + net.JoinHostPort(address, strconv.Itoa(component.PortAgent)) + "/v1/status"
-	req, err := http.NewRequestWithContext(ctx, http.MethodGet, url, nil)
-	if err != nil {
-		return err
-	}
-	resp, err := d.agents.Do(req)
-	if err != nil {
-		return err
-	}
-	defer resp.Body.Close()
-	if resp.StatusCode != http.StatusOK {
-		return fmt.Errorf("the agent of %s says %s", address, resp.Status)
-	}
-	return json.NewDecoder(io.LimitReader(resp.Body, 1<<20)).Decode(into)
 }

@@ -13,6 +13,7 @@ import (
 	"strconv"
 	"time"
 
+	"kuorum/internal/agent"
 	"kuorum/internal/cluster"
 	"kuorum/internal/component"
 	"kuorum/internal/pki"
@@ -30,13 +31,13 @@ func (a *Agent) serveAPI(ctx context.Context) error {
 	mux.HandleFunc("GET /v1/health", func(w http.ResponseWriter, _ *http.Request) {
 		writeJSON(w, map[string]bool{"ok": true})
 	})
-	mux.HandleFunc("GET /v1/status", func(w http.ResponseWriter, r *http.Request) {
+	mux.HandleFunc("GET "+agent.StatusPath, func(w http.ResponseWriter, r *http.Request) {
 		writeJSON(w, a.Status(r.Context()))
 	})
 	server := &http.Server{Handler: mux, TLSConfig: tlsConfig, ReadHeaderTimeout: 5 * time.Second, IdleTimeout: time.Minute}
 	failed := make(chan error, 2)
 	for _, address := range []string{a.machine.Node.Address, "127.0.0.1"} {
-		ln, err := (&net.ListenConfig{}).Listen(ctx, "tcp", net.JoinHostPort(address, strconv.Itoa(component.PortAgent)))
+		ln, err := (&net.ListenConfig{}).Listen(ctx, "tcp", net.JoinHostPort(address, strconv.Itoa(agent.Port)))
 		if err != nil {
 			return fmt.Errorf("cannot serve the agent's API: %w", err)
 		}
@@ -53,9 +54,14 @@ func (a *Agent) serveAPI(ctx context.Context) error {
 	return nil
 }
 
-// Status probes every component now; it may block for as long as their
-// probes do (2 s at most).
+// probeTime bounds a status: whoever asks waits little longer (agent.Client),
+// and must hear of a component that hangs, not think that the agent does.
+const probeTime = time.Second
+
+// Status probes every component now; it blocks for a second at most.
 func (a *Agent) Status(ctx context.Context) cluster.NodeStatus {
+	ctx, cancel := context.WithTimeout(ctx, probeTime)
+	defer cancel()
 	s := cluster.NodeStatus{
 		Name: a.machine.Node.Name, Role: a.machine.Node.Role, Version: a.options.Version,
 		Started: a.started.UTC(), Ready: true,
@@ -67,6 +73,7 @@ func (a *Agent) Status(ctx context.Context) cluster.NodeStatus {
 			Restarts: c.Restarts, LastExit: c.LastExit, Message: c.Message,
 		})
 	}
+	s.Time = time.Now().UTC() // last: it is compared with when the answer came
 	return s
 }
 

@@ -1,0 +1,124 @@
+// Package agent is how others reach the API that every node's agent serves:
+// where it is, how to ask it, and what it means when it does not answer. The
+// node package serves it.
+package agent
+
+import (
+	"context"
+	"crypto/tls"
+	"encoding/json"
+	"errors"
+	"fmt"
+	"io"
+	"net"
+	"net/http"
+	"strconv"
+	"sync"
+	"syscall"
+	"time"
+
+	"kuorum/internal/cluster"
+)
+
+// Port is where an agent's API listens, with mutual TLS.
+const Port = 9443
+
+// StatusPath answers GET with a cluster.NodeStatus, probed at that moment.
+const StatusPath = "/v1/status"
+
+// patience is how long an agent may take to answer. Its own probes take a
+// second at most; a machine that is black-holed costs its caller all of it.
+const patience = 1500 * time.Millisecond
+
+// maxAnswer bounds what is read of an answer.
+const maxAnswer = 4 << 20
+
+// Client asks agents. It keeps no state but idle connections and may be used
+// by several goroutines.
+type Client struct{ http *http.Client }
+
+// NewClient uses the certificates of config; each agent must prove the address
+// that it is asked at.
+func NewClient(config *tls.Config) *Client {
+	dialer := &net.Dialer{Timeout: patience}
+	return &Client{http: &http.Client{Transport: &http.Transport{
+		DialContext: dialer.DialContext, TLSClientConfig: config, TLSHandshakeTimeout: patience, IdleConnTimeout: time.Minute,
+	}}}
+}
+
+// Report asks the agent of n for its status. It blocks for 1.5 s at most and
+// always returns a report: one with an Error when the agent does not answer.
+func (c *Client) Report(ctx context.Context, n cluster.Node) cluster.NodeReport {
+	limited, cancel := context.WithTimeout(ctx, patience)
+	defer cancel()
+	report := cluster.NodeReport{Name: n.Name, Role: n.Role, Address: n.Address}
+	asked := time.Now()
+	var status cluster.NodeStatus
+	if err := c.get(limited, n.Address, StatusPath, &status); err != nil {
+		report.Error = explain(err)
+		return report
+	}
+	answered := time.Now()
+	report.Status = &status
+	report.ClockOffset = clockOffset(asked, answered, status.Time)
+	return report
+}
+
+// Reports asks the agents of all nodes at once, and so takes no longer than
+// the slowest of them.
+func (c *Client) Reports(ctx context.Context, nodes []cluster.Node) []cluster.NodeReport {
+	reports := make([]cluster.NodeReport, len(nodes))
+	var all sync.WaitGroup
+	for i, n := range nodes {
+		all.Go(func() { reports[i] = c.Report(ctx, n) })
+	}
+	all.Wait()
+	return reports
+}
+
+func (c *Client) get(ctx context.Context, address, path string, into any) error {
+	url := "https://" + net.JoinHostPort(address, strconv.Itoa(Port)) + path
+	req, err := http.NewRequestWithContext(ctx, http.MethodGet, url, nil)
+	if err != nil {
+		return err
+	}
+	resp, err := c.http.Do(req)
+	if err != nil {
+		return err
+	}
+	defer resp.Body.Close()
+	if resp.StatusCode != http.StatusOK {
+		return fmt.Errorf("it answers %s", resp.Status)
+	}
+	return json.NewDecoder(io.LimitReader(resp.Body, maxAnswer)).Decode(into)
+}
+
+// clockOffset is by how much a clock was ahead that showed remote at some
+// moment between asked and answered. The node stamps its answer last, so the
+// nearest of the two is taken: an offset below the answer's own time is none.
+func clockOffset(asked, answered, remote time.Time) cluster.Duration {
+	switch {
+	case remote.After(answered):
+		return cluster.Duration(remote.Sub(answered))
+	case remote.Before(asked):
+		return cluster.Duration(remote.Sub(asked))
+	}
+	return 0
+}
+
+// explain says in words why an agent did not answer.
+func explain(err error) string {
+	var network net.Error
+	var certificate *tls.CertificateVerificationError
+	switch {
+	case errors.Is(err, syscall.ECONNREFUSED):
+		return "the machine answers, but its agent does not run"
+	case errors.Is(err, syscall.EHOSTUNREACH), errors.Is(err, syscall.ENETUNREACH):
+		return "nobody has its address: the machine is off or cut off"
+	case errors.As(err, &certificate):
+		return "its agent's certificate is not accepted: " + certificate.Err.Error()
+	case errors.Is(err, context.DeadlineExceeded), errors.As(err, &network) && network.Timeout():
+		return fmt.Sprintf("no answer within %v: the machine is off, cut off or frozen", patience)
+	}
+	return err.Error()
+}
