@@ -198,7 +198,7 @@ func TestHealth(t *testing.T) {
 		{"workers do not vote", []lab.MachineStatus{good, off, off, worker, worker}, healthNoQuorum},
 		{"nothing", nil, healthNoQuorum},
 	} {
-		if got := health(tc.machines); got != tc.want {
+		if got := health(lab.Status{Machines: tc.machines}); got != tc.want {
 			t.Errorf("%s: got %s, want %s", tc.name, got, tc.want)
 		}
 	}

@@ -3,6 +3,7 @@ package cli
 import (
 	"context"
 	"errors"
+	"fmt"
 	"log/slog"
 	"os"
 	"os/signal"
@@ -36,6 +37,9 @@ type machineVerb struct {
 	wait       bool
 	timeout    time.Duration
 	dryRun     bool
+	// stops tells that the machine's voter goes away: the quorum is guarded.
+	stops     bool
+	forceLoss bool
 	// steps lists the procedure; it is called after flags are parsed.
 	steps func(l *lab.Lab, name string) []step.Step
 }
@@ -54,18 +58,67 @@ func (a *app) machineCommandFor(v *machineVerb) *cobra.Command {
 			if _, ok := l.Spec.Node(args[0]); !ok {
 				return unknownNode(l, args[0])
 			}
-			steps := v.steps(l, args[0])
-			if v.dryRun {
-				return a.printSteps(steps)
-			}
-			ctx, cancel := context.WithTimeout(cmd.Context(), v.timeout)
-			defer cancel()
-			return step.Run(ctx, steps, a.newProgress())
+			return a.runMachineVerb(cmd.Context(), v, l, args[0])
 		},
 	}
 	cmd.Flags().DurationVar(&v.timeout, "timeout", 3*time.Minute, "give up after this long")
 	cmd.Flags().BoolVar(&v.dryRun, "dry-run", false, "print the steps and do nothing")
+	if v.stops {
+		cmd.Flags().BoolVar(&v.forceLoss, "force-quorum-loss", false, "go on even if etcd loses its quorum")
+	}
 	return cmd
+}
+
+func (a *app) runMachineVerb(ctx context.Context, v *machineVerb, l *lab.Lab, name string) error {
+	ctx, cancel := context.WithTimeout(ctx, v.timeout)
+	defer cancel()
+	steps := v.steps(l, name)
+	if v.stops {
+		guard := &quorumGuard{lab: l, node: name, verb: v.use + " " + name, force: v.forceLoss}
+		steps = append([]step.Step{{Name: "check the quorum", Do: guard.check}}, steps...)
+		if v.dryRun {
+			if err := a.printSteps(steps); err != nil {
+				return err
+			}
+			err := guard.check(ctx)
+			a.talk("%s", guard.explanation())
+			return err
+		}
+	}
+	if v.dryRun {
+		return a.printSteps(steps)
+	}
+	return step.Run(ctx, steps, a.newProgress())
+}
+
+// quorumGuard is the first step of every verb that stops a machine.
+type quorumGuard struct {
+	lab           *lab.Lab
+	node, verb    string
+	force         bool
+	before, after cluster.QuorumSum
+}
+
+// check asks the machines now. Between its answer and the stop another voter
+// may fail: no guard can prevent that.
+func (g *quorumGuard) check(ctx context.Context) error {
+	status, err := g.lab.Status(ctx)
+	if err != nil {
+		return err
+	}
+	voters := status.Voters()
+	g.before, g.after = cluster.SumOf(voters), cluster.Without(voters, g.node)
+	if g.force {
+		return nil
+	}
+	return cluster.GuardQuorum(g.verb, g.before, g.after)
+}
+
+func (g *quorumGuard) explanation() string {
+	if g.before.Voters == 0 {
+		return "" // nobody could be asked
+	}
+	return fmt.Sprintf("now:        %s\nafter this: %s\n", g.before, g.after)
 }
 
 func unknownNode(l *lab.Lab, name string) error {
@@ -100,7 +153,7 @@ func startSteps(l *lab.Lab, name string, wait bool) []step.Step { //nolint:reviv
 
 func (a *app) labStop() *cobra.Command {
 	power := false
-	v := &machineVerb{use: "stop", short: "Shut a machine down cleanly, or pull its plug"}
+	v := &machineVerb{use: "stop", short: "Shut a machine down cleanly, or pull its plug", stops: true}
 	v.steps = func(l *lab.Lab, name string) []step.Step {
 		if power {
 			return []step.Step{{Name: "cut the power of " + name, Do: func(ctx context.Context) error { return l.PowerOffMachine(ctx, name) }}}
@@ -113,7 +166,7 @@ func (a *app) labStop() *cobra.Command {
 }
 
 func (a *app) labReboot() *cobra.Command {
-	v := &machineVerb{use: "reboot", short: "Shut a machine down cleanly and switch it on again", wait: true}
+	v := &machineVerb{use: "reboot", short: "Shut a machine down cleanly and switch it on again", wait: true, stops: true}
 	v.steps = func(l *lab.Lab, name string) []step.Step {
 		stop := step.Step{Name: "shut " + name + " down", Do: func(ctx context.Context) error { return l.StopMachine(ctx, name) }}
 		return append([]step.Step{stop}, startSteps(l, name, v.wait)...)

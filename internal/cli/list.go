@@ -107,40 +107,22 @@ func summarize(ctx context.Context, store lab.Store, name string) labSummary {
 		s.Health, s.Error = healthNoQuorum, err.Error()
 		return s
 	}
-	s.Machines, s.Health = status.Machines, health(status.Machines)
+	s.Machines, s.Health = status.Machines, health(status)
 	return s
 }
 
 // health is "ok" when every component of every machine is ready, "no-quorum"
 // when fewer etcd members than a majority are.
-func health(machines []lab.MachineStatus) string {
-	voters, ready, all := 0, 0, true
-	for _, m := range machines {
-		all = all && m.Agent != nil && m.Agent.Ready
-		if m.Role != cluster.RoleServer {
-			continue
-		}
-		voters++
-		if m.Agent != nil && componentReady(*m.Agent, "etcd") {
-			ready++
-		}
-	}
-	switch {
-	case ready < cluster.Quorum(voters):
+func health(s lab.Status) string {
+	if !cluster.SumOf(s.Voters()).Holds() {
 		return healthNoQuorum
-	case !all:
-		return healthDegraded
+	}
+	for _, m := range s.Machines {
+		if m.Agent == nil || !m.Agent.Ready {
+			return healthDegraded
+		}
 	}
 	return healthOK
-}
-
-func componentReady(s cluster.NodeStatus, name string) bool {
-	for _, c := range s.Components {
-		if c.Name == name {
-			return c.Phase == "ready"
-		}
-	}
-	return false
 }
 
 func (a *app) printLabs(labs []labSummary) error {

@@ -166,7 +166,7 @@ func (a *app) welcome(u *lab.Up, took time.Duration) {
 		a.talk(", kubectl's context is now %s", l.Context())
 	}
 	a.talk("\n\ntry next:\n  kuorum kubectl get nodes -o wide\n")
-	if voters > 1 {
+	if cluster.MayLose(voters) > 0 {
 		last := l.Spec.Servers()[voters-1].Name
 		a.talk("  kuorum lab stop --power %s      cut a server's power, then look again\n", last)
 	}

@@ -217,7 +217,7 @@ func TestColdStartInAnyOrder(t *testing.T) {
 	for range 2 {
 		names := []string{"cp1", "cp2", "cp3"}
 		for _, name := range names {
-			l.run(t, "lab", "stop", "--power", name)
+			l.run(t, "lab", "stop", "--power", "--force-quorum-loss", name)
 		}
 		r := try(t, "list", "-o", "json")
 		if !strings.Contains(r.out, `"health": "no-quorum"`) {
@@ -235,6 +235,32 @@ func TestColdStartInAnyOrder(t *testing.T) {
 			t.Errorf("the data is %q", got)
 		}
 	}
+}
+
+// TestQuorumGuard takes one of three servers away; then no verb may take
+// another unless it is forced, and a dry run says why.
+func TestQuorumGuard(t *testing.T) {
+	l := threeServers(t)
+	l.run(t, "lab", "stop", "--power", "cp1")
+	t.Cleanup(func() { l.run(t, "lab", "start", "cp1") })
+	const sum = "3 voters, 1 healthy, quorum 2, no quorum"
+	eventually(t, 15*time.Second, func() error {
+		if r := try(t, "-c", l.name, "lab", "stop", "--dry-run", "cp2"); r.code != 5 || !strings.Contains(r.talk, "after this: "+sum) {
+			return fmt.Errorf("a dry run ends with %d: %s%s", r.code, r.out, r.talk)
+		}
+		return nil
+	})
+	for _, args := range [][]string{{"stop", "cp2"}, {"stop", "--power", "cp2"}, {"reboot", "cp2"}} {
+		r := try(t, append([]string{"-c", l.name, "lab"}, args...)...)
+		if r.code != 5 || !strings.Contains(r.talk, sum) || !strings.Contains(r.talk, "--force-quorum-loss") {
+			t.Errorf("%v ends with %d: %s", args, r.code, r.talk)
+		}
+	}
+	if m := l.machine(t, "cp2"); m.Power != "on" {
+		t.Fatalf("cp2 is %s after it was refused to stop it", m.Power)
+	}
+	// A voter that is off already takes nothing away.
+	l.run(t, "lab", "stop", "cp1")
 }
 
 // TestRebootAndStop takes a server away cleanly and brings it back.
