@@ -21,8 +21,8 @@ import (
 // their user declares. A new package needs a place here.
 var layers = []string{
 	"cluster host step",
-	"pki supervise bundle agent",
-	"component endpoint",
+	"pki supervise bundle agent advise",
+	"component endpoint etcd",
 	"node lab",
 	"cli",
 }

@@ -32,6 +32,7 @@ type app struct {
 const examples = `  kuorum up                      three servers on this machine, ready to use
   kuorum kubectl get nodes       the real kubectl, pointed at them
   kuorum lab stop --power cp1    cut a server's power: the API goes on
+  kuorum status                  how it is, and what to do about it
   kuorum logs cp2 etcd -f        what a component says
   kuorum list                    labs, and how they are
   kuorum down                    remove it all`
@@ -62,7 +63,7 @@ func (a *app) command() *cobra.Command {
 		root.AddGroup(&g)
 	}
 	group(root, "lab", a.upCommand(), a.downCommand(), a.listCommand(), a.labCommand(), a.imageCommand())
-	group(root, "see", a.logsCommand(), a.configCommand(), a.versionCommand())
+	group(root, "see", a.statusCommand(), a.logsCommand(), a.configCommand(), a.versionCommand())
 	for _, tool := range lab.Tools() {
 		group(root, "tool", a.toolCommand(tool))
 	}

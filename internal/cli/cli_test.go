@@ -173,37 +173,6 @@ func TestEnviron(t *testing.T) {
 	}
 }
 
-func TestHealth(t *testing.T) {
-	machine := func(role cluster.Role, ready bool, etcd string) lab.MachineStatus {
-		return lab.MachineStatus{Role: role, Agent: &cluster.NodeStatus{
-			Ready: ready, Components: []cluster.ComponentStatus{{Name: "etcd", Phase: etcd}},
-		}}
-	}
-	good, noEtcd := machine(cluster.RoleServer, true, "ready"), machine(cluster.RoleServer, false, "backoff")
-	limping := machine(cluster.RoleServer, false, "ready")
-	off, worker := lab.MachineStatus{Role: cluster.RoleServer}, machine(cluster.RoleWorker, true, "")
-	offWorker := lab.MachineStatus{Role: cluster.RoleWorker}
-	for _, tc := range []struct {
-		name     string
-		machines []lab.MachineStatus
-		want     string
-	}{
-		{"all", []lab.MachineStatus{good, good, good, worker}, healthOK},
-		{"one server off", []lab.MachineStatus{good, off, good}, healthDegraded},
-		{"one component not ready", []lab.MachineStatus{good, limping, good}, healthDegraded},
-		{"a worker off", []lab.MachineStatus{good, offWorker}, healthDegraded},
-		{"two of three off", []lab.MachineStatus{good, off, off}, healthNoQuorum},
-		{"two without etcd", []lab.MachineStatus{good, noEtcd, noEtcd}, healthNoQuorum},
-		{"half of four", []lab.MachineStatus{good, good, off, off}, healthNoQuorum},
-		{"workers do not vote", []lab.MachineStatus{good, off, off, worker, worker}, healthNoQuorum},
-		{"nothing", nil, healthNoQuorum},
-	} {
-		if got := health(lab.Status{Machines: tc.machines}); got != tc.want {
-			t.Errorf("%s: got %s, want %s", tc.name, got, tc.want)
-		}
-	}
-}
-
 func TestPlainProgress(t *testing.T) {
 	for _, tc := range []struct {
 		env  map[string]string

@@ -11,6 +11,7 @@ import (
 
 	"github.com/spf13/cobra"
 
+	"kuorum/internal/advise"
 	"kuorum/internal/cluster"
 	"kuorum/internal/lab"
 	"kuorum/internal/step"
@@ -106,7 +107,7 @@ func (g *quorumGuard) check(ctx context.Context) error {
 	if err != nil {
 		return err
 	}
-	voters := status.Voters()
+	voters := advise.Voters(g.lab.Spec, status.Reports())
 	g.before, g.after = cluster.SumOf(voters), cluster.Without(voters, g.node)
 	if g.force {
 		return nil

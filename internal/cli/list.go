@@ -13,6 +13,7 @@ import (
 	"github.com/spf13/cobra"
 	"sigs.k8s.io/yaml"
 
+	"kuorum/internal/advise"
 	"kuorum/internal/cluster"
 	"kuorum/internal/lab"
 )
@@ -107,22 +108,20 @@ func summarize(ctx context.Context, store lab.Store, name string) labSummary {
 		s.Health, s.Error = healthNoQuorum, err.Error()
 		return s
 	}
-	s.Machines, s.Health = status.Machines, health(status)
+	s.Machines, s.Health = status.Machines, health(advise.Review(l.Spec, status.Reports(), time.Now()).State)
 	return s
 }
 
-// health is "ok" when every component of every machine is ready, "no-quorum"
-// when fewer etcd members than a majority are.
-func health(s lab.Status) string {
-	if !cluster.SumOf(s.Voters()).Holds() {
+// health is the word for a state, as scripts know it.
+func health(state cluster.State) string {
+	switch state {
+	case cluster.StateHealthy:
+		return healthOK
+	case cluster.StateDegraded:
+		return healthDegraded
+	default:
 		return healthNoQuorum
 	}
-	for _, m := range s.Machines {
-		if m.Agent == nil || !m.Agent.Ready {
-			return healthDegraded
-		}
-	}
-	return healthOK
 }
 
 func (a *app) printLabs(labs []labSummary) error {

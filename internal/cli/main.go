@@ -74,6 +74,9 @@ func (a *app) finish(ctx context.Context, err error) int {
 	if exit, ended := errors.AsType[*exec.ExitError](err); ended && !ok {
 		return exit.ExitCode() // the program has said why itself
 	}
+	if code, said := errors.AsType[verdict](err); said && !ok {
+		return int(code)
+	}
 	if errors.Is(context.Cause(ctx), errInterrupted) {
 		fmt.Fprintln(a.process.Err, "interrupted: run the same command again to complete it")
 		return cluster.ExitInterrupted

@@ -170,7 +170,7 @@ func (a *app) welcome(u *lab.Up, took time.Duration) {
 		last := l.Spec.Servers()[voters-1].Name
 		a.talk("  kuorum lab stop --power %s      cut a server's power, then look again\n", last)
 	}
-	a.talk("  kuorum list\n  kuorum down %s\n", l.Name)
+	a.talk("  kuorum status\n  kuorum down %s\n", l.Name)
 }
 
 func count(n int, noun string) string {

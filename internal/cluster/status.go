@@ -3,41 +3,19 @@ package cluster
 import "time"
 
 // NodeStatus is what a node's agent tells of it. Every value is probed when
-// asked for, never remembered.
+// asked for, never remembered; only FsyncP99 looks back, over a minute.
 type NodeStatus struct {
-	Name       string            `json:"name"`
-	Role       Role              `json:"role"`
-	Version    string            `json:"version"` // of kuorum
-	Time       time.Time         `json:"time"`    // by the node's own clock, as it answered
-	Started    time.Time         `json:"started"` // of the agent, not of the node
-	Ready      bool              `json:"ready"`   // all components are
-	Components []ComponentStatus `json:"components"`
-}
-
-// ComponentReady tells whether the component of that name does its work; one
-// that the node does not have does not.
-func (s NodeStatus) ComponentReady(name string) bool {
-	for _, c := range s.Components {
-		if c.Name == name {
-			return c.Phase == "ready"
-		}
-	}
-	return false
-}
-
-// NodeReport is a node as somebody else sees it: what its agent answered, or
-// why it did not.
-type NodeReport struct {
-	Name    string `json:"name"`
-	Role    Role   `json:"role"`
-	Address string `json:"address"`
-	// Error is why the agent does not answer, in words for people; Status is
-	// nil then.
-	Error  string      `json:"error,omitempty"`
-	Status *NodeStatus `json:"status,omitempty"`
-	// ClockOffset is by how much the node's clock is ahead of the asker's, as
-	// far as the time that the answer took can tell.
-	ClockOffset Duration `json:"clockOffset"`
+	Name         string              `json:"name"`
+	Role         Role                `json:"role"`
+	Version      string              `json:"version"` // of kuorum
+	Time         time.Time           `json:"time"`    // by the node's own clock, as it answered
+	Started      time.Time           `json:"started"` // of the agent, not of the node
+	Ready        bool                `json:"ready"`   // all components are
+	Components   []ComponentStatus   `json:"components"`
+	Etcd         *EtcdStatus         `json:"etcd,omitempty"`    // nil where no member runs
+	Leaders      []LeaseStatus       `json:"leaders,omitempty"` // as the node's own API server has them
+	Disk         DiskStatus          `json:"disk"`
+	Certificates []CertificateStatus `json:"certificates,omitempty"`
 }
 
 // ComponentStatus is one program of a node.
@@ -50,4 +28,124 @@ type ComponentStatus struct {
 	Restarts int       `json:"restarts"`
 	LastExit string    `json:"lastExit,omitempty"`
 	Message  string    `json:"message,omitempty"` // why it is not ready
+}
+
+// EtcdStatus is one etcd member as it sees itself and the others. A member
+// without a quorum answers all of it as well: nothing here needs consensus.
+type EtcdStatus struct {
+	Error   string `json:"error,omitempty"` // why the member does not answer; all else is empty then
+	ID      string `json:"id"`              // hexadecimal, as etcdctl prints it
+	Learner bool   `json:"learner"`
+	Leader  string `json:"leader,omitempty"` // ID; empty: it knows of none
+	Version string `json:"version"`
+	Term    uint64 `json:"term"`
+	// RaftIndex is the last entry it has, AppliedIndex the last that it has
+	// applied to its database.
+	RaftIndex    uint64       `json:"raftIndex"`
+	AppliedIndex uint64       `json:"appliedIndex"`
+	Revision     int64        `json:"revision"`
+	DBBytes      int64        `json:"dbBytes"`     // of the file
+	DBUsedBytes  int64        `json:"dbUsedBytes"` // in it; the rest is free pages
+	QuotaBytes   int64        `json:"quotaBytes"`  // writes stop there
+	Alarms       []EtcdAlarm  `json:"alarms,omitempty"`
+	Members      []EtcdMember `json:"members"`
+	// FsyncP99 is how long the slowest hundredth of its log's fsyncs took in
+	// the last minute; 0 when there were none.
+	FsyncP99 Duration `json:"fsyncP99"`
+}
+
+// EtcdAlarm is an alarm that stays until somebody disarms it.
+type EtcdAlarm struct {
+	Member string `json:"member"` // ID
+	Kind   string `json:"kind"`   // NOSPACE or CORRUPT
+}
+
+// EtcdMember is one entry of a member list.
+type EtcdMember struct {
+	ID       string   `json:"id"`
+	Name     string   `json:"name"` // empty until it has started for the first time
+	Learner  bool     `json:"learner"`
+	PeerURLs []string `json:"peerURLs"`
+}
+
+// LeaseStatus is one of upstream's leader elections.
+type LeaseStatus struct {
+	Name        string    `json:"name"`   // kube-scheduler or kube-controller-manager
+	Holder      string    `json:"holder"` // a node's name; empty: nobody
+	Since       time.Time `json:"since"`
+	Renewed     time.Time `json:"renewed"`
+	Lasts       Duration  `json:"lasts"` // after Renewed others may take it
+	Transitions int       `json:"transitions"`
+}
+
+// DiskStatus is the file system of /var/lib/kuorum.
+type DiskStatus struct {
+	FreeBytes int64 `json:"freeBytes"` // for root
+	SizeBytes int64 `json:"sizeBytes"`
+}
+
+// CertificateStatus is one certificate on a node's disk.
+type CertificateStatus struct {
+	File  string    `json:"file"` // below /etc/kuorum
+	From  time.Time `json:"from"`
+	Until time.Time `json:"until"`
+}
+
+// NodeReport is a node as somebody else sees it: what its agent answered, or
+// why it did not.
+type NodeReport struct {
+	Name    string `json:"name"`
+	Role    Role   `json:"role"`
+	Address string `json:"address"`
+	// Error is why the agent does not answer, in words for people; Status is
+	// nil then.
+	Error  string      `json:"error,omitempty"`
+	Status *NodeStatus `json:"status,omitempty"`
+	// ClockOffset is by how much the node's clock is ahead of the asker's, to
+	// half of the answer's time.
+	ClockOffset Duration `json:"clockOffset"`
+}
+
+// State of a cluster in one word.
+type State string
+
+// States. Degraded: the quorum holds, and something is not as it should be.
+const (
+	StateHealthy  State = "healthy"
+	StateDegraded State = "degraded"
+	StateNoQuorum State = "no quorum"
+)
+
+// Status is a whole cluster as it is now.
+type Status struct {
+	Cluster  string        `json:"cluster"`
+	Time     time.Time     `json:"time"` // by the asker's clock
+	State    State         `json:"state"`
+	Quorum   QuorumSum     `json:"quorum"`
+	Leader   string        `json:"leader,omitempty"` // name of the member that leads etcd
+	Leaders  []LeaseStatus `json:"leaders,omitempty"`
+	Nodes    []NodeReport  `json:"nodes"`
+	Findings []Finding     `json:"findings"`
+}
+
+// Severity of a finding.
+type Severity string
+
+// Severities: something does not work; something will not, or works with
+// less reserve than it should; something to know.
+const (
+	SeverityCritical Severity = "critical"
+	SeverityWarning  Severity = "warning"
+	SeverityInfo     Severity = "info"
+)
+
+// Finding is one thing that is wrong, or will be: what, why and what to do
+// about it. Codes are API, see docs/findings.md.
+type Finding struct {
+	Code     string   `json:"code"`
+	Severity Severity `json:"severity"`
+	Node     string   `json:"node,omitempty"` // empty: the cluster's
+	What     string   `json:"what"`
+	Why      string   `json:"why,omitempty"`
+	Do       string   `json:"do,omitempty"`
 }

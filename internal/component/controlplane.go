@@ -34,7 +34,7 @@ func apiserver(m Machine) Component {
 		"--tls-cert-file=" + pki("apiserver.crt"),
 		"--tls-private-key-file=" + pki("apiserver.key"),
 		"--tls-min-version=VersionTLS12",
-		"--etcd-servers=https://127.0.0.1:2379",
+		"--etcd-servers=" + EtcdClient,
 		"--etcd-cafile=" + pki("etcd/ca.crt"),
 		"--etcd-certfile=" + pki("apiserver-etcd-client.crt"),
 		"--etcd-keyfile=" + pki("apiserver-etcd-client.key"),

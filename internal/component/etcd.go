@@ -9,9 +9,12 @@ import (
 	"time"
 )
 
-// etcdMetrics is where etcd answers /readyz without a certificate, on this
-// machine only.
-const etcdMetrics = "http://127.0.0.1:2381"
+// Where a server's own etcd answers on this machine: its clients, and whoever
+// asks for /readyz and /metrics, which need no certificate.
+const (
+	EtcdClient  = "https://127.0.0.1:2379"
+	EtcdMetrics = "http://127.0.0.1:2381"
+)
 
 // etcd is started with the whole list of members and an "initial-cluster-state"
 // of new: every machine is told the same and none is first. Once its data
@@ -30,14 +33,14 @@ func etcd(m Machine) Component {
 		Args: []string{
 			"--name=" + m.Node.Name,
 			"--data-dir=" + filepath.Join(VarDir, "etcd"),
-			"--listen-client-urls=" + client + ",https://127.0.0.1:2379",
+			"--listen-client-urls=" + client + "," + EtcdClient,
 			"--advertise-client-urls=" + client,
 			"--listen-peer-urls=" + peer,
 			"--initial-advertise-peer-urls=" + peer,
 			"--initial-cluster=" + strings.Join(members, ","),
 			"--initial-cluster-state=new",
 			"--initial-cluster-token=kuorum-" + m.Spec.Metadata.Name,
-			"--listen-metrics-urls=" + etcdMetrics,
+			"--listen-metrics-urls=" + EtcdMetrics,
 			"--client-cert-auth=true",
 			"--trusted-ca-file=" + pki("etcd/ca.crt"),
 			"--cert-file=" + pki("etcd/server.crt"),
@@ -55,7 +58,7 @@ func etcd(m Machine) Component {
 			"--feature-gates=InitialCorruptCheck=true,CompactHashCheck=true",
 		},
 		Dirs:        []string{filepath.Join(VarDir, "etcd")},
-		Ready:       httpReady(etcdMetrics + "/readyz"),
+		Ready:       httpReady(EtcdMetrics + "/readyz"),
 		StopTimeout: 15 * time.Second,
 	}
 }

@@ -44,8 +44,8 @@ func watch(ctx context.Context, interval time.Duration, kick <-chan struct{}, ch
 type probe struct {
 	cfg     Config
 	address string
-	raw     net.Conn // nil when there is none
-	conn    *http2.ClientConn
+	raw     net.Conn          // nil when there is none
+	conn    *http2.ClientConn //nolint:staticcheck // net/http's own has no Ping
 	// ready is when the backend last said that it is; zero after any other
 	// answer, so that the next question is the whole one.
 	ready time.Time
@@ -135,7 +135,7 @@ func (p *probe) open(ctx context.Context) (verdict, error) {
 		closeAll(raw)
 		return classify(err), err
 	}
-	conn, err := (&http2.Transport{}).NewClientConn(secured)
+	conn, err := (&http2.Transport{}).NewClientConn(secured) //nolint:staticcheck // as above
 	if err != nil {
 		closeAll(raw)
 		return classify(err), err

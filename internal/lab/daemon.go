@@ -291,16 +291,17 @@ type MachineStatus struct {
 	ClockOffset cluster.Duration `json:"clockOffset"`
 }
 
-// Voters are the lab's etcd members, each healthy when its machine's agent
-// says that its etcd is ready: it answers, and knows a leader.
-func (s Status) Voters() []cluster.Voter {
-	var voters []cluster.Voter
+// Reports are the lab's nodes as they answered, for advise.Review.
+func (s Status) Reports() []cluster.NodeReport {
+	var reports []cluster.NodeReport
 	for _, m := range s.Machines {
-		if m.Role == cluster.RoleServer {
-			voters = append(voters, cluster.Voter{Name: m.Name, Healthy: m.Agent != nil && m.Agent.ComponentReady("etcd")})
+		report := cluster.NodeReport{Name: m.Name, Role: m.Role, Address: m.Address, Error: m.Error, Status: m.Agent, ClockOffset: m.ClockOffset}
+		if m.Power == PowerOff {
+			report.Error = "the machine is off"
 		}
+		reports = append(reports, report)
 	}
-	return voters
+	return reports
 }
 
 func (d *daemon) status(ctx context.Context) Status {

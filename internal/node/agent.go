@@ -51,6 +51,7 @@ type Agent struct {
 	machine    component.Machine
 	components []component.Component
 	supervisor *supervise.Supervisor
+	server     *server // nil on a worker
 	started    time.Time
 }
 
@@ -68,6 +69,11 @@ func NewAgent(options Options) (*Agent, error) {
 	for _, c := range a.components {
 		if err := writeFiles(c); err != nil {
 			return nil, fmt.Errorf("cannot configure %s: %w", c.Name, err)
+		}
+	}
+	if machine.Node.Role == cluster.RoleServer {
+		if a.server, err = newServer(); err != nil {
+			return nil, fmt.Errorf("cannot configure node %s: %w", machine.Node.Name, err)
 		}
 	}
 	a.supervisor, err = supervise.New(filepath.Join(component.RunDir, "components"), options.Log, processes(machine, a.components))
@@ -184,8 +190,12 @@ func (a *Agent) Run(ctx context.Context) error {
 		supervise.RotateLogs(inner, a.options.Log, filepath.Join(component.LogDir, component.AgentLog))
 		return nil
 	})
-	if a.machine.Node.Role == cluster.RoleServer {
+	if a.server != nil {
 		group.Go(func() error { return a.applyObjects(inner) })
+		group.Go(func() error {
+			a.server.fsync.Run(inner)
+			return nil
+		})
 	}
 	stopped := false
 	group.Go(func() error {

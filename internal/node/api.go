@@ -14,10 +14,8 @@ import (
 	"time"
 
 	"kuorum/internal/agent"
-	"kuorum/internal/cluster"
 	"kuorum/internal/component"
 	"kuorum/internal/pki"
-	"kuorum/internal/supervise"
 )
 
 // serveAPI answers other agents and the CLI on the node's address and on
@@ -52,29 +50,6 @@ func (a *Agent) serveAPI(ctx context.Context) error {
 		return fmt.Errorf("cannot close the agent's API: %w", err)
 	}
 	return nil
-}
-
-// probeTime bounds a status: whoever asks waits little longer (agent.Client),
-// and must hear of a component that hangs, not think that the agent does.
-const probeTime = time.Second
-
-// Status probes every component now; it blocks for a second at most.
-func (a *Agent) Status(ctx context.Context) cluster.NodeStatus {
-	ctx, cancel := context.WithTimeout(ctx, probeTime)
-	defer cancel()
-	s := cluster.NodeStatus{
-		Name: a.machine.Node.Name, Role: a.machine.Node.Role, Version: a.options.Version,
-		Started: a.started.UTC(), Ready: true,
-	}
-	for _, c := range a.supervisor.Probe(ctx) {
-		s.Ready = s.Ready && c.Phase == supervise.PhaseReady
-		s.Components = append(s.Components, cluster.ComponentStatus{
-			Name: c.Name, Phase: string(c.Phase), PID: c.PID, Since: c.Since.UTC(),
-			Restarts: c.Restarts, LastExit: c.LastExit, Message: c.Message,
-		})
-	}
-	s.Time = time.Now().UTC() // last: it is compared with when the answer came
-	return s
 }
 
 func writeJSON(w http.ResponseWriter, value any) {

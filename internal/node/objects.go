@@ -6,6 +6,7 @@ import (
 	"fmt"
 	"io"
 	"net/http"
+	"strings"
 	"time"
 
 	"k8s.io/client-go/rest"
@@ -49,7 +50,7 @@ func binding(name, role, user string) string {
 // not give itself this label (NodeRestriction).
 const roleLabel = `{"metadata":{"labels":{"node-role.kubernetes.io/control-plane":""}}}`
 
-// apiClient sends patches to one API server.
+// apiClient talks to one API server.
 type apiClient struct {
 	http *http.Client
 	host string
@@ -79,14 +80,26 @@ func (c *apiClient) labelServer(ctx context.Context, name string) error {
 }
 
 func (c *apiClient) patch(ctx context.Context, path, kind, body string) error {
-	req, err := http.NewRequestWithContext(ctx, http.MethodPatch, c.host+path, bytes.NewBufferString(body))
+	_, err := c.do(ctx, http.MethodPatch, path, kind, body)
+	return err
+}
+
+func (c *apiClient) get(ctx context.Context, path string) ([]byte, error) {
+	return c.do(ctx, http.MethodGet, path, "", "")
+}
+
+func (c *apiClient) do(ctx context.Context, method, path, kind, body string) ([]byte, error) {
+	failed := func(err error) error { return fmt.Errorf("cannot %s %s: %w", strings.ToLower(method), path, err) }
+	req, err := http.NewRequestWithContext(ctx, method, c.host+path, bytes.NewBufferString(body))
 	if err != nil {
-		return fmt.Errorf("cannot patch %s: %w", path, err)
+		return nil, failed(err)
 	}
-	req.Header.Set("Content-Type", kind)
+	if kind != "" {
+		req.Header.Set("Content-Type", kind)
+	}
 	resp, err := c.http.Do(req)
 	if err != nil {
-		return fmt.Errorf("cannot patch %s: %w", path, err)
+		return nil, failed(err)
 	}
 	defer resp.Body.Close()
 	answer, err := io.ReadAll(io.LimitReader(resp.Body, 1<<20))
@@ -94,7 +107,7 @@ func (c *apiClient) patch(ctx context.Context, path, kind, body string) error {
 		err = fmt.Errorf("%s: %.200s", resp.Status, answer)
 	}
 	if err != nil {
-		return fmt.Errorf("cannot patch %s: %w", path, err)
+		return nil, failed(err)
 	}
-	return nil
+	return answer, nil
 }

@@ -102,10 +102,7 @@ func writeCNI(subnetFile, path string) error {
 // applyObjects gives the system's own parts their permissions, and this
 // server its label, as soon as its API server answers.
 func (a *Agent) applyObjects(ctx context.Context) error {
-	client, err := newAPIClient(filepath.Join(component.EtcDir, "agent.conf"))
-	if err != nil {
-		return err
-	}
+	client := a.server.api
 	if err := a.supervisor.Wait(ctx, "kube-apiserver"); err != nil {
 		return nil //nolint:nilerr // ctx has ended
 	}

@@ -1,0 +1,179 @@
+package advise
+
+import (
+	"cmp"
+	"fmt"
+	"slices"
+	"strings"
+	"time"
+
+	"kuorum/internal/cluster"
+)
+
+// Limits of clocks and certificates.
+const (
+	clockWarning    = time.Second
+	clockCritical   = 5 * time.Minute
+	certificateSoon = 30 * 24 * time.Hour // or a fifth of its life, if that is shorter
+	filesNamed      = 3
+)
+
+// unreachable is the nodes whose agents do not answer. A server is critical
+// when there is no quorum: it may be the one that is missing.
+func (v *view) unreachable() []cluster.Finding {
+	var all []cluster.Finding
+	for _, r := range v.nodes {
+		if answered(r) {
+			continue
+		}
+		severity := cluster.SeverityWarning
+		if v.roleOf(r) == cluster.RoleServer && !v.sum.Holds() {
+			severity = cluster.SeverityCritical
+		}
+		all = append(all, cluster.Finding{
+			Code:     codeNodeUnreachable,
+			Severity: severity,
+			Node:     r.Name,
+			What:     fmt.Sprintf("%s does not answer", r.Name),
+			Why:      silence(r),
+			Do:       "kuorum lab start " + r.Name,
+		})
+	}
+	return all
+}
+
+func (v *view) roleOf(r cluster.NodeReport) cluster.Role {
+	n, _ := v.spec.Node(r.Name)
+	return cmp.Or(n.Role, r.Role)
+}
+
+// silence is why a node's agent does not answer.
+func silence(r cluster.NodeReport) string { return cmp.Or(r.Error, "its agent gave an empty answer") }
+
+// clocks are the nodes whose clocks differ from the asker's. When all nodes
+// agree with each other, the asker's is the wrong one.
+func (v *view) clocks() []cluster.Finding {
+	nodes := v.answering()
+	if len(nodes) == 0 {
+		return nil
+	}
+	byOffset := func(a, b cluster.NodeReport) int { return cmp.Compare(a.ClockOffset, b.ClockOffset) }
+	low := time.Duration(slices.MinFunc(nodes, byOffset).ClockOffset)
+	high := time.Duration(slices.MaxFunc(nodes, byOffset).ClockOffset)
+	alike := len(nodes) > 1 && high-low <= clockWarning && high-low >= 0
+	if alike && (low > clockWarning || high < -clockWarning) {
+		return []cluster.Finding{{
+			Code:     codeClockOff,
+			Severity: cluster.SeverityWarning,
+			What:     "the clock of the computer that asks is off",
+			Why:      fmt.Sprintf("by it, the clocks of all %d nodes that answer are %s", len(nodes), ahead(low)),
+			Do:       "Set this computer's clock, by NTP.",
+		}}
+	}
+	var all []cluster.Finding
+	for _, r := range nodes {
+		offset := time.Duration(r.ClockOffset)
+		if -clockWarning <= offset && offset <= clockWarning {
+			continue
+		}
+		severity := cluster.SeverityWarning
+		if offset < -clockCritical || clockCritical < offset {
+			severity = cluster.SeverityCritical
+		}
+		all = append(all, cluster.Finding{
+			Code:     codeClockOff,
+			Severity: severity,
+			Node:     r.Name,
+			What:     fmt.Sprintf("the clock of %s is off", r.Name),
+			Why:      fmt.Sprintf("it is %s compared with the computer that asks", ahead(offset)),
+			Do:       fmt.Sprintf("Set the clock of %s, by NTP.", r.Name),
+		})
+	}
+	return all
+}
+
+// ahead is an offset in words.
+func ahead(offset time.Duration) string {
+	if offset < 0 {
+		return (-offset).Round(100*time.Millisecond).String() + " behind"
+	}
+	return offset.Round(100*time.Millisecond).String() + " ahead"
+}
+
+// certificates is one finding for all certificates of a node: those that have
+// expired, else those that soon will.
+func (v *view) certificates(r cluster.NodeReport) []cluster.Finding {
+	var expired, soon []cluster.CertificateStatus
+	for _, c := range r.Status.Certificates {
+		left := c.Until.Sub(r.Status.Time) // the asker's clock may be wrong
+		switch {
+		case left <= 0:
+			expired = append(expired, c)
+		case left < min(certificateSoon, c.Until.Sub(c.From)/5):
+			soon = append(soon, c)
+		}
+	}
+	f := cluster.Finding{Node: r.Name, Do: fmt.Sprintf("Renew the certificates of %s, then restart its components.", r.Name)}
+	switch {
+	case len(expired) > 0:
+		f.Code, f.Severity = codeCertificateExpired, cluster.SeverityCritical
+		f.What = fmt.Sprintf("%s of %s expired, first on %s", plural(len(expired), "certificate"), r.Name, earliest(expired))
+		f.Why = filesOf(expired)
+	case len(soon) > 0:
+		f.Code, f.Severity = codeCertificateExpiring, cluster.SeverityWarning
+		f.What = fmt.Sprintf("%s of %s will expire, first on %s", plural(len(soon), "certificate"), r.Name, earliest(soon))
+		f.Why = filesOf(soon)
+	default:
+		return nil
+	}
+	return []cluster.Finding{f}
+}
+
+func earliest(list []cluster.CertificateStatus) string {
+	first := slices.MinFunc(list, func(a, b cluster.CertificateStatus) int { return a.Until.Compare(b.Until) })
+	return first.Until.UTC().Format(time.DateOnly)
+}
+
+// filesOf names the files that expire first, and counts the others.
+func filesOf(list []cluster.CertificateStatus) string {
+	list = slices.Clone(list)
+	slices.SortFunc(list, func(a, b cluster.CertificateStatus) int {
+		return cmp.Or(a.Until.Compare(b.Until), cmp.Compare(a.File, b.File))
+	})
+	var names []string
+	for _, c := range list[:min(filesNamed, len(list))] {
+		names = append(names, c.File)
+	}
+	text := strings.Join(names, ", ")
+	if more := len(list) - filesNamed; more > 0 {
+		text += fmt.Sprintf(" and %d more", more)
+	}
+	return text
+}
+
+// versions is one finding when agents are of different versions.
+func (v *view) versions() []cluster.Finding {
+	var order []string
+	nodes := map[string][]string{}
+	for _, r := range v.answering() {
+		version := cmp.Or(r.Status.Version, "unknown")
+		if nodes[version] == nil {
+			order = append(order, version)
+		}
+		nodes[version] = append(nodes[version], r.Name)
+	}
+	if len(order) < 2 {
+		return nil
+	}
+	var parts []string
+	for _, version := range order {
+		parts = append(parts, version+" on "+strings.Join(nodes[version], ", "))
+	}
+	return []cluster.Finding{{
+		Code:     codeVersionDiffers,
+		Severity: cluster.SeverityInfo,
+		What:     "nodes run different versions of kuorum",
+		Why:      strings.Join(parts, "; "),
+		Do:       "kuorum up",
+	}}
+}

@@ -1,0 +1,169 @@
+package advise
+
+import (
+	"cmp"
+	"net/url"
+	"slices"
+
+	"kuorum/internal/cluster"
+)
+
+// Voters lists the etcd members that vote, in the spec's order, and whether
+// each takes part in the quorum now. Without any member that answers, the
+// spec's servers stand for them, none of them healthy. reports are as for
+// Review.
+func Voters(spec *cluster.Spec, reports []cluster.NodeReport) []cluster.Voter {
+	v := &view{spec: spec, nodes: ordered(spec, reports)}
+	v.best = best(v.nodes)
+	v.members = v.listMembers()
+	return v.voters()
+}
+
+// member is one entry of the member list.
+type member struct {
+	cluster.EtcdMember
+	// name is for people: the member's own; of one that has never started,
+	// that of the node at its address; else the ID.
+	name string
+	node string // of the spec that it runs on; empty: none
+	// status is what the member of this very ID says; nil when it does not
+	// answer.
+	status *cluster.EtcdStatus
+}
+
+// best is the member whose list and leader count. One that follows a leader
+// wins over one that does not: a member that was cut off or removed may go on
+// to higher terms alone. Among those the highest term wins, then the member
+// that has applied most, then the first node.
+func best(nodes []cluster.NodeReport) *cluster.EtcdStatus {
+	var found *cluster.EtcdStatus
+	for _, r := range nodes {
+		s := etcdOf(r)
+		if s == nil || len(s.Members) == 0 {
+			continue
+		}
+		if found == nil || trust(s, found) > 0 {
+			found = s
+		}
+	}
+	return found
+}
+
+// trust compares how much the words of two members count.
+func trust(a, b *cluster.EtcdStatus) int {
+	return cmp.Or(
+		cmp.Compare(min(len(a.Leader), 1), min(len(b.Leader), 1)),
+		cmp.Compare(a.Term, b.Term),
+		cmp.Compare(a.AppliedIndex, b.AppliedIndex),
+	)
+}
+
+// etcdOf is what a node's member says; nil when it, or the agent, does not
+// answer.
+func etcdOf(r cluster.NodeReport) *cluster.EtcdStatus {
+	if !answered(r) || r.Status.Etcd == nil || r.Status.Etcd.Error != "" {
+		return nil
+	}
+	return r.Status.Etcd
+}
+
+// listMembers lists the members in the order of their nodes in the spec, then
+// by name and ID.
+func (v *view) listMembers() []member {
+	var list []member
+	if v.best == nil {
+		for _, n := range v.spec.Servers() {
+			list = append(list, member{EtcdMember: cluster.EtcdMember{Name: n.Name}, name: n.Name, node: n.Name})
+		}
+		return list
+	}
+	for _, m := range v.best.Members {
+		node := nodeOf(v.spec, m)
+		list = append(list, member{
+			EtcdMember: m, name: cmp.Or(m.Name, node, m.ID), node: node, status: v.statusOf(m.ID),
+		})
+	}
+	place := map[string]int{"": len(v.spec.Spec.Nodes)}
+	for i, n := range v.spec.Spec.Nodes {
+		place[n.Name] = i
+	}
+	slices.SortStableFunc(list, func(a, b member) int {
+		return cmp.Or(cmp.Compare(place[a.node], place[b.node]), cmp.Compare(a.name, b.name), cmp.Compare(a.ID, b.ID))
+	})
+	return list
+}
+
+// nodeOf is the node of the spec that a member runs on, or nothing. A member
+// has no name before it has started, but always an address.
+func nodeOf(spec *cluster.Spec, m cluster.EtcdMember) string {
+	if m.Name != "" {
+		n, _ := spec.Node(m.Name)
+		return n.Name
+	}
+	for _, text := range m.PeerURLs {
+		u, err := url.Parse(text)
+		if err != nil || u.Hostname() == "" {
+			continue
+		}
+		for _, n := range spec.Spec.Nodes {
+			if n.Address == u.Hostname() {
+				return n.Name
+			}
+		}
+	}
+	return ""
+}
+
+// statusOf is what the member with that ID says; nil when none answers.
+func (v *view) statusOf(id string) *cluster.EtcdStatus {
+	for _, r := range v.nodes {
+		if s := etcdOf(r); s != nil && s.ID == id {
+			return s
+		}
+	}
+	return nil
+}
+
+// listed tells whether a member of that ID is in the list.
+func (v *view) listed(id string) bool {
+	return slices.ContainsFunc(v.members, func(m member) bool { return m.ID == id })
+}
+
+// nameOf is the name of the member with that ID, or the ID.
+func (v *view) nameOf(id string) string {
+	for _, m := range v.members {
+		if m.ID == id {
+			return m.name
+		}
+	}
+	return id
+}
+
+func (v *view) voters() []cluster.Voter {
+	voters := []cluster.Voter{}
+	for _, m := range v.members {
+		if !m.Learner {
+			voters = append(voters, cluster.Voter{Name: m.name, Healthy: v.takesPart(m)})
+		}
+	}
+	return voters
+}
+
+// takesPart tells whether a voter is one of the quorum, if there is one: it
+// answers, knows that it votes, and agrees with the best member on the leader
+// and its term. One cut off may name an old leader for a while.
+func (v *view) takesPart(m member) bool {
+	return m.status != nil && !m.status.Learner && v.follows(m.status)
+}
+
+func (v *view) follows(s *cluster.EtcdStatus) bool {
+	return s.Leader != "" && s.Leader == v.best.Leader && s.Term == v.best.Term
+}
+
+// leader is the name of the member that the healthy voters follow, or nothing.
+func (v *view) leader() string {
+	if v.sum.Healthy == 0 {
+		return ""
+	}
+	return v.nameOf(v.best.Leader)
+}

@@ -1,0 +1,123 @@
+package etcd
+
+import (
+	"errors"
+	"maps"
+	"math"
+	"strings"
+	"testing"
+
+	"github.com/google/go-cmp/cmp"
+	"github.com/google/go-cmp/cmp/cmpopts"
+
+	"kuorum/internal/cluster"
+)
+
+// threeFragmented is a cluster that m2 leads, and where it pays everywhere.
+func threeFragmented() map[string]cluster.EtcdStatus {
+	members := []cluster.EtcdMember{{ID: "1", Name: "m1"}, {ID: "2", Name: "m2"}, {ID: "3", Name: "m3"}}
+	statuses := map[string]cluster.EtcdStatus{}
+	for _, m := range members {
+		statuses[m.Name] = cluster.EtcdStatus{ID: m.ID, Leader: "2", DBBytes: 64 << 20, DBUsedBytes: 8 << 20, Members: members}
+	}
+	return statuses
+}
+
+func TestDefragOrder(t *testing.T) {
+	for name, test := range map[string]struct {
+		of     string // whose status is changed
+		change func(*cluster.EtcdStatus)
+		want   []string
+		why    string // of the refusal
+	}{
+		"all":               {want: []string{"m1", "m3", "m2"}},
+		"small":             {of: "m1", change: func(s *cluster.EtcdStatus) { s.DBBytes, s.DBUsedBytes = 16<<20-1, 1 }, want: []string{"m3", "m2"}},
+		"just large enough": {of: "m1", change: func(s *cluster.EtcdStatus) { s.DBBytes, s.DBUsedBytes = 16<<20, 12<<20-1 }, want: []string{"m1", "m3", "m2"}},
+		"three quarters":    {of: "m3", change: func(s *cluster.EtcdStatus) { s.DBUsedBytes = 48 << 20 }, want: []string{"m1", "m2"}},
+		"leader does not":   {of: "m2", change: func(s *cluster.EtcdStatus) { s.DBUsedBytes = 64 << 20 }, want: []string{"m1", "m3"}},
+		"full":              {of: "m3", change: func(s *cluster.EtcdStatus) { s.DBUsedBytes, s.Alarms = 64<<20, alarm("NOSPACE") }, want: []string{"m1", "m3", "m2"}},
+		"learner":           {of: "m1", change: func(s *cluster.EtcdStatus) { s.Learner = true }, want: []string{"m3", "m2"}},
+		"does not answer":   {of: "m1", change: func(s *cluster.EtcdStatus) { *s = cluster.EtcdStatus{Error: "connection refused"} }, why: "m1: connection refused"},
+		"no leader":         {of: "m3", change: func(s *cluster.EtcdStatus) { s.Leader = "" }, why: "m3: knows of no leader"},
+		"another leader":    {of: "m3", change: func(s *cluster.EtcdStatus) { s.Leader = "3" }, why: "the members know different leaders"},
+		"corrupt":           {of: "m1", change: func(s *cluster.EtcdStatus) { s.Alarms = alarm("CORRUPT") }, why: "member 1: its data is not that of the others"},
+		"voter nobody asked": {of: "m1", change: func(s *cluster.EtcdStatus) {
+			s.Members = append(s.Members[:3:3], cluster.EtcdMember{ID: "4", Name: "m4"})
+		}, why: "voter 4 m4: was not asked"},
+		"learner to come": {of: "m1", change: func(s *cluster.EtcdStatus) {
+			s.Members = append(s.Members[:3:3], cluster.EtcdMember{ID: "4", Learner: true})
+		}, want: []string{"m1", "m3", "m2"}},
+	} {
+		t.Run(name, func(t *testing.T) {
+			statuses := threeFragmented()
+			if test.change != nil {
+				s := statuses[test.of]
+				test.change(&s)
+				statuses[test.of] = s
+			}
+			before := maps.Clone(statuses)
+			got, err := DefragOrder(statuses)
+			if diff := cmp.Diff(test.want, got, cmpopts.EquateEmpty()); diff != "" {
+				t.Errorf("order differs (-want +got):\n%s", diff)
+			}
+			if diff := cmp.Diff(before, statuses); diff != "" {
+				t.Errorf("statuses were changed:\n%s", diff)
+			}
+			if test.why == "" {
+				mustDo(t, err)
+				return
+			}
+			p, _ := errors.AsType[*cluster.Problem](err)
+			if p == nil || p.ExitCode() != cluster.ExitRefused || p.Why != test.why {
+				t.Errorf("refused with %#v, want %q", p, test.why)
+			}
+		})
+	}
+	if _, err := DefragOrder(nil); exitCode(err) != cluster.ExitRefused {
+		t.Errorf("order of nobody: %v", err)
+	}
+}
+
+func alarm(kind string) []cluster.EtcdAlarm { return []cluster.EtcdAlarm{{Member: "1", Kind: kind}} }
+
+// TestDefragRefusalNamesAll holds that a person can mend all in one go.
+func TestDefragRefusalNamesAll(t *testing.T) {
+	statuses := threeFragmented()
+	statuses["m1"] = cluster.EtcdStatus{Error: "connection refused"}
+	m3 := statuses["m3"]
+	m3.Leader = ""
+	statuses["m3"] = m3
+	_, err := DefragOrder(statuses)
+	p, _ := errors.AsType[*cluster.Problem](err)
+	if want := "m1: connection refused\nm3: knows of no leader"; p == nil || p.Why != want {
+		t.Errorf("refused with %#v, want %q", p, want)
+	}
+	if p != nil && !strings.Contains(p.What, "refused to defragment") {
+		t.Errorf("what: %s", p.What)
+	}
+}
+
+func TestCatchUp(t *testing.T) {
+	for _, test := range []struct {
+		leader, learner uint64
+		want            int
+	}{
+		{0, 0, 0},
+		{0, 5, 0}, // the leader does not answer
+		{5, 0, 0},
+		{1000, 1, 0},
+		{1000, 899, 89},
+		{1000, 900, 90},
+		{1000, 999, 99},
+		{1000, 1000, 100},
+		{1000, 1001, 100}, // asked a moment later
+		{math.MaxUint64, math.MaxUint64 - 1, 99},
+		{math.MaxUint64, math.MaxUint64, 100},
+		{1, math.MaxUint64, 100},
+	} {
+		got := CatchUp(cluster.EtcdStatus{RaftIndex: test.leader}, cluster.EtcdStatus{AppliedIndex: test.learner})
+		if got != test.want {
+			t.Errorf("%d of %d are %d%%, want %d%%", test.learner, test.leader, got, test.want)
+		}
+	}
+}

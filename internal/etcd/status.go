@@ -1,0 +1,112 @@
+package etcd
+
+import (
+	"cmp"
+	"context"
+	"slices"
+	"strconv"
+	"strings"
+	"time"
+
+	pb "go.etcd.io/etcd/api/v3/etcdserverpb"
+
+	"kuorum/internal/cluster"
+)
+
+// Status is what the member at the first endpoint says of itself. Nothing in
+// it needs a quorum. RaftIndex is the last entry that it knows to be
+// committed. Members stay empty for a learner, which refuses to list them;
+// FsyncP99 is the caller's to fill in (see FsyncHistogram). A member that does
+// not answer, or not in full, gets Error and nothing else.
+func (c *Client) Status(ctx context.Context) cluster.EtcdStatus {
+	m, wait := c.members[0], timeLeft(ctx)
+	answer, err := m.maintenance().Status(ctx, &pb.StatusRequest{})
+	if err != nil {
+		return cluster.EtcdStatus{Error: m.reason(err, wait)}
+	}
+	status := statusOf(answer)
+	if status.Learner {
+		return status
+	}
+	// Not linearizable: it must answer without a quorum.
+	list, err := pb.NewClusterClient(m.client.ActiveConnection()).MemberList(ctx, &pb.MemberListRequest{})
+	if err != nil {
+		return cluster.EtcdStatus{Error: m.reason(err, wait)}
+	}
+	status.Members = membersOf(list.Members)
+	return status
+}
+
+// timeLeft is how long the context lasts, 0 when it has no end.
+func timeLeft(ctx context.Context) time.Duration {
+	deadline, ok := ctx.Deadline()
+	if !ok {
+		return 0
+	}
+	return max(time.Until(deadline), time.Millisecond)
+}
+
+func statusOf(answer *pb.StatusResponse) cluster.EtcdStatus {
+	status := cluster.EtcdStatus{
+		ID:           hex(answer.Header.GetMemberId()),
+		Learner:      answer.IsLearner,
+		Version:      answer.Version,
+		Term:         answer.RaftTerm,
+		RaftIndex:    answer.RaftIndex,
+		AppliedIndex: answer.RaftAppliedIndex,
+		Revision:     answer.Header.GetRevision(),
+		DBBytes:      answer.DbSize,
+		DBUsedBytes:  answer.DbSizeInUse,
+		QuotaBytes:   answer.DbSizeQuota,
+	}
+	if answer.Leader != 0 {
+		status.Leader = hex(answer.Leader)
+	}
+	for _, text := range answer.Errors {
+		if alarm, ok := parseAlarm(text); ok {
+			status.Alarms = append(status.Alarms, alarm)
+		}
+	}
+	sortAlarms(status.Alarms)
+	return status
+}
+
+// parseAlarm reads an alarm as Status has it among its errors:
+// "memberID:1234 alarm:NOSPACE". A real list of alarms would need a quorum.
+// How many spaces there are differs from build to build of protobuf.
+func parseAlarm(text string) (cluster.EtcdAlarm, bool) {
+	var alarm cluster.EtcdAlarm
+	for field := range strings.FieldsSeq(text) {
+		key, value, _ := strings.Cut(field, ":")
+		switch key {
+		case "memberID":
+			id, err := strconv.ParseUint(value, 10, 64)
+			if err != nil {
+				return cluster.EtcdAlarm{}, false
+			}
+			alarm.Member = hex(id)
+		case "alarm":
+			alarm.Kind = value
+		}
+	}
+	return alarm, alarm.Member != "" && alarm.Kind != ""
+}
+
+func sortAlarms(alarms []cluster.EtcdAlarm) {
+	slices.SortFunc(alarms, func(a, b cluster.EtcdAlarm) int {
+		return cmp.Or(cmp.Compare(a.Member, b.Member), cmp.Compare(a.Kind, b.Kind))
+	})
+}
+
+// membersOf is a member list in the order of names, and of IDs where there is
+// no name yet, whatever member it came from.
+func membersOf(list []*pb.Member) []cluster.EtcdMember {
+	var members []cluster.EtcdMember
+	for _, m := range list {
+		members = append(members, cluster.EtcdMember{ID: hex(m.ID), Name: m.Name, Learner: m.IsLearner, PeerURLs: m.PeerURLs})
+	}
+	slices.SortFunc(members, func(a, b cluster.EtcdMember) int {
+		return cmp.Or(cmp.Compare(a.Name, b.Name), cmp.Compare(a.ID, b.ID))
+	})
+	return members
+}

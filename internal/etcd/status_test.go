@@ -1,0 +1,136 @@
+package etcd
+
+import (
+	"net/http"
+	"strings"
+	"syscall"
+	"testing"
+	"time"
+
+	"github.com/google/go-cmp/cmp"
+	"github.com/google/go-cmp/cmp/cmpopts"
+
+	"kuorum/internal/cluster"
+)
+
+func TestStatusOfAHealthyMember(t *testing.T) {
+	t.Parallel()
+	s := startCluster(t, 1, "--quota-backend-bytes=100000000")[0]
+	c := dialTo(t, nil, s)
+	put(t, c, "k", "1")
+	put(t, c, "k", "2")
+	got := c.Status(within(t, patience))
+	want := cluster.EtcdStatus{
+		ID:         got.Members[0].ID,
+		Leader:     got.ID,
+		Version:    "3.6.16",
+		Revision:   3,
+		QuotaBytes: 100_000_000,
+		Members:    []cluster.EtcdMember{{ID: got.ID, Name: "m1", PeerURLs: []string{s.peer}}},
+	}
+	moving := cmpopts.IgnoreFields(cluster.EtcdStatus{}, "Term", "RaftIndex", "AppliedIndex", "DBBytes", "DBUsedBytes")
+	if diff := cmp.Diff(want, got, moving); diff != "" {
+		t.Errorf("status differs (-want +got):\n%s", diff)
+	}
+	if got.Term == 0 || got.AppliedIndex < 3 || got.RaftIndex < got.AppliedIndex || got.DBUsedBytes == 0 || got.DBBytes < got.DBUsedBytes {
+		t.Errorf("figures make no sense: %+v", got)
+	}
+	revision, err := c.Revision(within(t, patience))
+	if err != nil || revision != 3 {
+		t.Errorf("revision is %d, %v", revision, err)
+	}
+	page, err := http.Get(s.client + "/metrics")
+	mustDo(t, err)
+	defer page.Body.Close()
+	h, err := ParseFsync(page.Body)
+	mustDo(t, err)
+	if p99 := h.Quantile(0.99); p99 <= 0 {
+		t.Errorf("two writes took no time on the disk: %v of %+v", p99, h)
+	}
+}
+
+func TestFrozenMemberIsNamedInTime(t *testing.T) {
+	t.Parallel()
+	s := startCluster(t, 1, "--unsafe-no-fsync")[0]
+	warm, fresh := dialTo(t, nil, s), dialTo(t, nil, s)
+	if got := warm.Status(within(t, patience)); got.Error != "" {
+		t.Fatal(got.Error)
+	}
+	s.freeze(t)
+	for _, c := range []*Client{warm, fresh} { // connected already, and not
+		begun := time.Now()
+		got := c.Status(within(t, 300*time.Millisecond))
+		if diff := cmp.Diff(cluster.EtcdStatus{Error: "does not answer within 300ms"}, got); diff != "" {
+			t.Errorf("status differs (-want +got):\n%s", diff)
+		}
+		if took := time.Since(begun); took > 2*time.Second {
+			t.Errorf("a frozen member held us up for %v", took)
+		}
+	}
+	if got := dialTo(t, nil, s).Status(within(t, patience)).Error; !strings.HasPrefix(got, "takes connections, but says nothing") {
+		t.Errorf("with time enough it says %q", got)
+	}
+	_, err := warm.Members(within(t, 5*time.Second))
+	if exitCode(err) != cluster.ExitNoQuorum || !strings.Contains(err.Error(), "does not answer within 1s") {
+		t.Errorf("members of a frozen member: %v", err)
+	}
+	s.signal(t, syscall.SIGCONT)
+	waitFor(t, "both connections to go on", func() error {
+		for _, c := range []*Client{warm, fresh} {
+			if _, err := c.Members(within(t, time.Second)); err != nil {
+				return err
+			}
+		}
+		return nil
+	})
+}
+
+func TestNobodyListens(t *testing.T) {
+	t.Parallel()
+	s := newServer(t, "m1")
+	c := dialTo(t, nil, s)
+	begun := time.Now()
+	got := c.Status(within(t, patience))
+	if !strings.HasPrefix(got.Error, "connection refused") || got.Members != nil {
+		t.Errorf("status is %+v", got)
+	}
+	_, err := c.Members(within(t, patience))
+	if exitCode(err) != cluster.ExitNoQuorum || !strings.Contains(err.Error(), s.client+": connection refused") {
+		t.Errorf("members: %v", err)
+	}
+	err = c.Defragment(within(t, patience))
+	if exitCode(err) != cluster.ExitNoQuorum || !strings.Contains(err.Error(), "connection refused") {
+		t.Errorf("defragment: %v", err)
+	}
+	if took := time.Since(begun); took > patience/2 {
+		t.Errorf("it took %v to learn that nobody listens", took)
+	}
+	// The same client must notice that it is there now.
+	s.start(t, "new", s)
+	waitFor(t, "it to answer", func() error {
+		_, err := c.Members(within(t, time.Second))
+		return err
+	})
+}
+
+func TestParseAlarm(t *testing.T) {
+	for _, test := range []struct {
+		text string
+		want cluster.EtcdAlarm
+	}{
+		{"memberID:10501334649042878790 alarm:NOSPACE ", cluster.EtcdAlarm{Member: "91bc3c398fb3c146", Kind: "NOSPACE"}},
+		{"memberID:255  alarm:CORRUPT", cluster.EtcdAlarm{Member: "ff", Kind: "CORRUPT"}},
+		{"etcdserver: no leader", cluster.EtcdAlarm{}},
+		{"memberID:x alarm:NOSPACE", cluster.EtcdAlarm{}},
+		{"memberID:1", cluster.EtcdAlarm{}},
+		{"", cluster.EtcdAlarm{}},
+	} {
+		got, ok := parseAlarm(test.text)
+		if ok != (test.want != cluster.EtcdAlarm{}) {
+			t.Errorf("%q: ok is %v", test.text, ok)
+		}
+		if diff := cmp.Diff(test.want, got); ok && diff != "" {
+			t.Errorf("%q differs (-want +got):\n%s", test.text, diff)
+		}
+	}
+}

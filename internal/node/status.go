@@ -1,0 +1,180 @@
+package node
+
+import (
+	"context"
+	"crypto/tls"
+	"crypto/x509"
+	"errors"
+	"fmt"
+	"io/fs"
+	"os"
+	"path/filepath"
+	"slices"
+	"strings"
+	"sync"
+	"time"
+
+	"kuorum/internal/cluster"
+	"kuorum/internal/component"
+	"kuorum/internal/etcd"
+	"kuorum/internal/host"
+	"kuorum/internal/pki"
+	"kuorum/internal/supervise"
+)
+
+// probeTime bounds a status: whoever asks waits little longer (agent.Client),
+// and must hear of a component that hangs, not think that the agent does.
+const probeTime = time.Second
+
+// Status probes everything now; it blocks for a second at most. What cannot be
+// found out is left empty, or says why.
+func (a *Agent) Status(ctx context.Context) cluster.NodeStatus {
+	ctx, cancel := context.WithTimeout(ctx, probeTime)
+	defer cancel()
+	s := cluster.NodeStatus{
+		Name: a.machine.Node.Name, Role: a.machine.Node.Role, Version: a.options.Version,
+		Started: a.started.UTC(), Ready: true,
+		Disk: diskStatus(component.VarDir), Certificates: certificates(component.EtcDir),
+	}
+	var all sync.WaitGroup
+	var states []supervise.State
+	all.Go(func() { states = a.supervisor.Probe(ctx) })
+	if a.server != nil {
+		all.Go(func() { s.Etcd = a.server.etcdStatus(ctx) })
+		all.Go(func() { s.Leaders = a.server.leaders(ctx) })
+	}
+	all.Wait()
+	for _, c := range states {
+		s.Ready = s.Ready && c.Phase == supervise.PhaseReady
+		s.Components = append(s.Components, cluster.ComponentStatus{
+			Name: c.Name, Phase: string(c.Phase), PID: c.PID, Since: c.Since.UTC(),
+			Restarts: c.Restarts, LastExit: c.LastExit, Message: c.Message,
+		})
+	}
+	s.Time = time.Now().UTC() // last: it is compared with when the answer came
+	return s
+}
+
+// server is what only a server's agent asks: its own etcd member and its own
+// API server, so that the answer does not depend on other machines.
+type server struct {
+	etcd  *etcd.Client
+	fsync *etcd.FsyncWatch
+	api   *apiClient
+}
+
+func newServer() (*server, error) {
+	config, err := etcdTLS(filepath.Join(component.EtcDir, "pki/etcd"))
+	if err != nil {
+		return nil, fmt.Errorf("cannot talk to etcd: %w", err)
+	}
+	client, err := etcd.Dial([]string{component.EtcdClient}, config)
+	if err != nil {
+		return nil, err
+	}
+	api, err := newAPIClient(filepath.Join(component.EtcDir, "agent.conf"))
+	if err != nil {
+		return nil, errors.Join(err, client.Close())
+	}
+	return &server{etcd: client, fsync: etcd.WatchFsync(component.EtcdMetrics + "/metrics"), api: api}, nil
+}
+
+// etcdTLS reads the client certificate again for each connection, so that a
+// renewed one is used without a restart.
+func etcdTLS(dir string) (*tls.Config, error) {
+	ca, err := os.ReadFile(filepath.Join(dir, "ca.crt"))
+	if err != nil {
+		return nil, err
+	}
+	pool := x509.NewCertPool()
+	if !pool.AppendCertsFromPEM(ca) {
+		return nil, fmt.Errorf("%s/ca.crt holds no certificate", dir)
+	}
+	return &tls.Config{
+		MinVersion: tls.VersionTLS12,
+		RootCAs:    pool,
+		GetClientCertificate: func(*tls.CertificateRequestInfo) (*tls.Certificate, error) {
+			pair, err := tls.LoadX509KeyPair(filepath.Join(dir, "agent-client.crt"), filepath.Join(dir, "agent-client.key"))
+			return &pair, err
+		},
+	}, nil
+}
+
+func (s *server) etcdStatus(ctx context.Context) *cluster.EtcdStatus {
+	var status cluster.EtcdStatus
+	var p99 time.Duration
+	var both sync.WaitGroup
+	both.Go(func() { status = s.etcd.Status(ctx) })
+	both.Go(func() { p99 = s.fsync.P99(ctx) })
+	both.Wait()
+	if status.Error == "" {
+		status.FsyncP99 = cluster.Duration(p99)
+	}
+	return &status
+}
+
+// leaders are upstream's elections as the API server has them in its cache,
+// which it also has without a quorum. An API server that does not answer tells
+// of none: its component says why.
+func (s *server) leaders(ctx context.Context) []cluster.LeaseStatus {
+	names := []string{"kube-controller-manager", "kube-scheduler"}
+	found := make([]*cluster.LeaseStatus, len(names))
+	var all sync.WaitGroup
+	for i, name := range names {
+		all.Go(func() {
+			if lease, err := s.api.lease(ctx, name); err == nil {
+				found[i] = &lease
+			}
+		})
+	}
+	all.Wait()
+	var leases []cluster.LeaseStatus
+	for _, l := range found {
+		if l != nil {
+			leases = append(leases, *l)
+		}
+	}
+	return leases
+}
+
+func diskStatus(dir string) cluster.DiskStatus {
+	free, size, err := host.Space(dir)
+	if err != nil {
+		return cluster.DiskStatus{} // not known
+	}
+	return cluster.DiskStatus{FreeBytes: free, SizeBytes: size}
+}
+
+// certificates lists those below dir, inside kubeconfigs too, by path. One
+// that cannot be read is told by the component that uses it.
+func certificates(dir string) []cluster.CertificateStatus {
+	var list []cluster.CertificateStatus
+	_ = filepath.WalkDir(dir, func(path string, entry fs.DirEntry, err error) error {
+		read := validityReader(path)
+		if err != nil || entry.IsDir() || read == nil {
+			return nil //nolint:nilerr // the others can still be read
+		}
+		data, err := os.ReadFile(path)
+		if err != nil {
+			return nil //nolint:nilerr // as above
+		}
+		from, until, err := read(data)
+		name, relative := strings.CutPrefix(path, dir+"/")
+		if err == nil && relative {
+			list = append(list, cluster.CertificateStatus{File: name, From: from.UTC(), Until: until.UTC()})
+		}
+		return nil
+	})
+	slices.SortFunc(list, func(a, b cluster.CertificateStatus) int { return strings.Compare(a.File, b.File) })
+	return list
+}
+
+func validityReader(path string) func([]byte) (time.Time, time.Time, error) {
+	switch filepath.Ext(path) {
+	case ".crt":
+		return pki.Validity
+	case ".conf":
+		return pki.KubeconfigValidity
+	}
+	return nil
+}
