@@ -4,6 +4,7 @@
 package agent
 
 import (
+	"bytes"
 	"context"
 	"crypto/tls"
 	"encoding/json"
@@ -13,6 +14,7 @@ import (
 	"net"
 	"net/http"
 	"strconv"
+	"strings"
 	"sync"
 	"syscall"
 	"time"
@@ -55,7 +57,7 @@ func (c *Client) Report(ctx context.Context, n cluster.Node) cluster.NodeReport 
 	asked := time.Now()
 	var status cluster.NodeStatus
 	if err := c.get(limited, n.Address, StatusPath, &status); err != nil {
-		report.Error = explain(err)
+		report.Error = Explain(err)
 		return report
 	}
 	answered := time.Now()
@@ -77,8 +79,23 @@ func (c *Client) Reports(ctx context.Context, nodes []cluster.Node) []cluster.No
 }
 
 func (c *Client) get(ctx context.Context, address, path string, into any) error {
+	return c.Call(ctx, address, http.MethodGet, path, nil, into)
+}
+
+// Call sends in as JSON to the agent at address, unless it is nil, and reads
+// its answer into out, unless that is nil. It blocks until ctx ends. What the
+// agent refuses is a *cluster.Problem, word for word.
+func (c *Client) Call(ctx context.Context, address, method, path string, in, out any) error {
+	var body io.Reader
+	if in != nil {
+		data, err := json.Marshal(in)
+		if err != nil {
+			return fmt.Errorf("cannot ask the agent at %s: %w", address, err)
+		}
+		body = bytes.NewReader(data)
+	}
 	url := "https://" + net.JoinHostPort(address, strconv.Itoa(Port)) + path
-	req, err := http.NewRequestWithContext(ctx, http.MethodGet, url, nil)
+	req, err := http.NewRequestWithContext(ctx, method, url, body)
 	if err != nil {
 		return err
 	}
@@ -87,10 +104,51 @@ func (c *Client) get(ctx context.Context, address, path string, into any) error 
 		return err
 	}
 	defer resp.Body.Close()
-	if resp.StatusCode != http.StatusOK {
+	answer := json.NewDecoder(io.LimitReader(resp.Body, maxAnswer))
+	switch {
+	case resp.StatusCode == http.StatusOK && out != nil:
+		return answer.Decode(out)
+	case resp.StatusCode == http.StatusOK:
+		return nil
+	}
+	var refused Refusal
+	if answer.Decode(&refused) != nil || refused.What == "" {
 		return fmt.Errorf("it answers %s", resp.Status)
 	}
-	return json.NewDecoder(io.LimitReader(resp.Body, maxAnswer)).Decode(into)
+	return refused.problem()
+}
+
+// Refusal is a cluster.Problem on its way from an agent to its caller.
+type Refusal struct {
+	What string `json:"what"`
+	Why  string `json:"why,omitempty"`
+	Do   string `json:"do,omitempty"`
+	Exit int    `json:"exit"`
+}
+
+// Refuse makes a Refusal of any error, and the HTTP status that goes with it.
+func Refuse(err error) (Refusal, int) {
+	problem, ok := errors.AsType[*cluster.Problem](err)
+	if !ok {
+		return Refusal{What: err.Error(), Exit: cluster.ExitError}, http.StatusInternalServerError
+	}
+	r := Refusal{What: problem.What, Why: problem.Why, Do: problem.Do, Exit: problem.ExitCode()}
+	if problem.Err != nil {
+		r.Why = strings.TrimPrefix(r.Why+"\n"+problem.Err.Error(), "\n")
+	}
+	switch r.Exit {
+	case cluster.ExitUsage:
+		return r, http.StatusBadRequest
+	case cluster.ExitRefused:
+		return r, http.StatusConflict
+	case cluster.ExitNoQuorum:
+		return r, http.StatusServiceUnavailable
+	}
+	return r, http.StatusInternalServerError
+}
+
+func (r Refusal) problem() error {
+	return &cluster.Problem{What: r.What, Why: r.Why, Do: r.Do, Exit: r.Exit}
 }
 
 // clockOffset is by how much a clock was ahead that showed remote at some
@@ -106,8 +164,8 @@ func clockOffset(asked, answered, remote time.Time) cluster.Duration {
 	return 0
 }
 
-// explain says in words why an agent did not answer.
-func explain(err error) string {
+// Explain says in words why an agent did not answer.
+func Explain(err error) string {
 	var network net.Error
 	var certificate *tls.CertificateVerificationError
 	switch {

@@ -45,7 +45,7 @@ func TestExplain(t *testing.T) {
 		"certificate is not accepted": fmt.Errorf("outer: %w", &tls.CertificateVerificationError{Err: errors.New("expired")}),
 		"something else":              errors.New("something else"),
 	} {
-		if got := explain(err); !strings.Contains(got, want) {
+		if got := Explain(err); !strings.Contains(got, want) {
 			t.Errorf("%v: got %q, want %q in it", err, got, want)
 		}
 	}

@@ -6,6 +6,7 @@ package cluster
 import (
 	"fmt"
 	"net/netip"
+	"slices"
 	"time"
 )
 
@@ -145,6 +146,32 @@ func (s *Spec) withRole(role Role) []Node {
 		}
 	}
 	return nodes
+}
+
+// With is the spec with node n, in place of one of the same name if there is
+// one. s itself is not changed. The result is validated.
+func (s *Spec) With(n Node) (*Spec, error) {
+	grown := *s
+	grown.Spec.Nodes = slices.Clone(s.Spec.Nodes)
+	at := slices.IndexFunc(grown.Spec.Nodes, func(have Node) bool { return have.Name == n.Name })
+	if at < 0 {
+		grown.Spec.Nodes = append(grown.Spec.Nodes, n)
+	} else {
+		grown.Spec.Nodes[at] = n
+	}
+	grown.Default()
+	return &grown, grown.Validate()
+}
+
+// Without is the spec without the node of that name. s itself is not changed.
+// The result is validated: a cluster needs a server.
+func (s *Spec) Without(name string) (*Spec, error) {
+	shrunk := *s
+	shrunk.Spec.Nodes = slices.DeleteFunc(slices.Clone(s.Spec.Nodes), func(have Node) bool { return have.Name == name })
+	if len(shrunk.Spec.Nodes) == 0 {
+		return nil, &Problem{What: name + " is the only node", Why: "a cluster needs a server", Exit: ExitRefused}
+	}
+	return &shrunk, shrunk.Validate()
 }
 
 // ServiceIP is the first address of the services' range, which Kubernetes

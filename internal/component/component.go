@@ -30,6 +30,7 @@ const (
 const (
 	PortAPI       = 6443 // the balancer on every node
 	PortAPIServer = 6444 // kube-apiserver on servers
+	PortKubelet   = 10250
 	portStatus    = 6442 // the balancer's own state, loopback only
 )
 
@@ -70,6 +71,7 @@ type Machine struct {
 	// LowerOOM tells that this machine may lower oom_score_adj
 	// (CAP_SYS_RESOURCE); without it every pod sandbox would fail.
 	LowerOOM bool
+	Initial  InitialCluster // of a server's etcd
 	// Share is set when other machines of a lab run on the same computer.
 	Share Share
 }

@@ -30,7 +30,7 @@ func testMachine(t *testing.T, name string) Machine {
 	if !ok {
 		t.Fatalf("no node %s", name)
 	}
-	return Machine{Spec: spec, Node: node, Bundle: "/bundle", Kuorum: "/usr/local/bin/kuorum", LowerOOM: true}
+	return Machine{Spec: spec, Node: node, Bundle: "/bundle", Kuorum: "/usr/local/bin/kuorum", LowerOOM: true, Initial: Founders(spec)}
 }
 
 // find returns the component of that name.

@@ -7,6 +7,8 @@ import (
 	"strconv"
 	"strings"
 	"time"
+
+	"kuorum/internal/cluster"
 )
 
 // Where a server's own etcd answers on this machine: its clients, and whoever
@@ -16,17 +18,43 @@ const (
 	EtcdMetrics = "http://127.0.0.1:2381"
 )
 
-// etcd is started with the whole list of members and an "initial-cluster-state"
-// of new: every machine is told the same and none is first. Once its data
-// directory holds a member, etcd ignores both.
-func etcd(m Machine) Component {
+// PortEtcdPeer is where members talk to each other.
+const PortEtcdPeer = 2380
+
+// PeerURL is where the member of a server is found by the others.
+func PeerURL(n cluster.Node) string { return httpsURL(n.Address, PortEtcdPeer) }
+
+// ClientURL is where the member of a server answers clients.
+func ClientURL(n cluster.Node) string { return httpsURL(n.Address, 2379) }
+
+// InitialCluster is what a member is told when it starts for the first time,
+// by the flags of the same names. Once its data directory holds a member, etcd
+// ignores it; a node keeps it as it was, since a changed flag would restart
+// etcd.
+type InitialCluster struct {
+	Members string `json:"initialCluster"`      // NAME=PEER-URL,...
+	State   string `json:"initialClusterState"` // InitialNew or InitialExisting
+}
+
+// States of an initial cluster.
+const (
+	InitialNew      = "new"
+	InitialExisting = "existing"
+)
+
+// Founders is the initial cluster of a cluster's first servers: each is told
+// the same, and none is first.
+func Founders(spec *cluster.Spec) InitialCluster {
 	var members []string
-	for _, n := range m.Spec.Servers() {
-		members = append(members, n.Name+"="+httpsURL(n.Address, 2380))
+	for _, n := range spec.Servers() {
+		members = append(members, n.Name+"="+PeerURL(n))
 	}
+	return InitialCluster{Members: strings.Join(members, ","), State: InitialNew}
+}
+
+func etcd(m Machine) Component {
 	settings := m.Spec.Spec.Etcd
-	client := httpsURL(m.Node.Address, 2379)
-	peer := httpsURL(m.Node.Address, 2380)
+	client, peer := ClientURL(m.Node), PeerURL(m.Node)
 	return Component{
 		Name: "etcd",
 		Path: m.bin("etcd"),
@@ -37,8 +65,8 @@ func etcd(m Machine) Component {
 			"--advertise-client-urls=" + client,
 			"--listen-peer-urls=" + peer,
 			"--initial-advertise-peer-urls=" + peer,
-			"--initial-cluster=" + strings.Join(members, ","),
-			"--initial-cluster-state=new",
+			"--initial-cluster=" + m.Initial.Members,
+			"--initial-cluster-state=" + m.Initial.State,
 			"--initial-cluster-token=kuorum-" + m.Spec.Metadata.Name,
 			"--listen-metrics-urls=" + EtcdMetrics,
 			"--client-cert-auth=true",

@@ -21,6 +21,9 @@ var (
 	ErrUnsettled = errors.New("too few voters have been connected with each other for 5 seconds")
 	ErrNoMember  = errors.New("the member list does not have it, or not any more")
 	ErrURLTaken  = errors.New("another member has this peer URL")
+	ErrNoLease   = errors.New("the lease has ended, or was never made")
+	// ErrTooManyLearners goes away when the other learner votes or is removed.
+	ErrTooManyLearners = errors.New("another learner is joining, and only one may at a time")
 )
 
 // problem is a transaction that etcd refused or could not finish, in words
@@ -44,8 +47,10 @@ func problem(verb string, err error) error {
 		p.Why, p.Exit = "voters that were added have never started: the change could cost the quorum", cluster.ExitRefused
 		p.Do = "start them or remove them first; kuorum status lists them"
 	case is(err, rpctypes.ErrGRPCTooManyLearners):
-		p.Why, p.Exit = "another learner is joining, and only one may at a time", cluster.ExitRefused
+		p.Err, p.Exit = ErrTooManyLearners, cluster.ExitRefused
 		p.Do = "wait until it votes, or remove it; kuorum status lists it"
+	case is(err, rpctypes.ErrGRPCLeaseNotFound):
+		p.Err = ErrNoLease
 	case is(err, rpctypes.ErrGRPCBadLeaderTransferee):
 		p.Why, p.Do = "only a voter can lead", "kuorum status"
 	case strings.Contains(err.Error(), "leader transfer took too long"):

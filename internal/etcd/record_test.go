@@ -1,0 +1,83 @@
+package etcd
+
+import (
+	"context"
+	"errors"
+	"slices"
+	"testing"
+	"time"
+)
+
+// TestRecords: changes are made together or not at all, and whoever follows a
+// key hears of each.
+func TestRecords(t *testing.T) {
+	s := startCluster(t, 1)[0]
+	c := dialTo(t, nil, s)
+	ctx := within(t, patience)
+	commit := func(want bool, changes ...Change) {
+		t.Helper()
+		done, err := c.Commit(ctx, "test", changes...)
+		if err != nil || done != want {
+			t.Fatalf("got %v, %v, want %v", done, err, want)
+		}
+	}
+	following, stop := context.WithCancel(ctx)
+	heard := make(chan string, 10)
+	ended := make(chan error, 1)
+	go func() { ended <- c.Follow(following, "/t/a", func(r Record) { heard <- string(r.Value) }) }()
+	if first := <-heard; first != "" {
+		t.Errorf("a key that is not there has the value %q", first)
+	}
+	commit(true, Change{Key: "/t/a", Value: []byte("1")}, Change{Key: "/t/b", Value: []byte("1")})
+	commit(false, Change{Key: "/t/a", Value: []byte("2")}, Change{Key: "/t/c", Value: []byte("2")})
+	a, err := c.Record(ctx, "/t/a")
+	if err != nil || string(a.Value) != "1" || a.Revision == 0 {
+		t.Fatalf("got %+v, %v", a, err)
+	}
+	commit(true, Change{Key: "/t/a", Value: []byte("3"), If: a.Revision}, Change{Key: "/t/b", Always: true})
+	commit(false, Change{Key: "/t/a", Value: []byte("4"), If: a.Revision})
+	records, err := c.Records(ctx, "/t/")
+	if err != nil || len(records) != 1 || string(records[0].Value) != "3" {
+		t.Errorf("got %+v, %v", records, err)
+	}
+	var got []string
+	for range 2 {
+		got = append(got, <-heard)
+	}
+	if !slices.Equal(got, []string{"1", "3"}) {
+		t.Errorf("heard %q", got)
+	}
+	stop()
+	if err := <-ended; !errors.Is(err, context.Canceled) {
+		t.Errorf("the watch ended with %v", err)
+	}
+}
+
+// TestLeases: a key goes with its lease, and stays with one that is renewed.
+func TestLeases(t *testing.T) {
+	s := startCluster(t, 1)[0]
+	c := dialTo(t, nil, s)
+	ctx := within(t, patience)
+	short, err := c.Grant(ctx, 2*time.Second)
+	mustDo(t, err)
+	long, err := c.Grant(ctx, time.Hour)
+	mustDo(t, err)
+	_, err = c.Commit(ctx, "test",
+		Change{Key: "/t/short", Value: []byte("x"), Lease: short}, Change{Key: "/t/long", Value: []byte("x"), Lease: long})
+	mustDo(t, err)
+	_, err = c.Commit(ctx, "test", Change{Key: "/t/long", Value: []byte("y"), Always: true, KeepLease: true})
+	mustDo(t, err)
+	mustDo(t, c.Renew(ctx, long))
+	waitFor(t, "the short lease to end", func() error {
+		if r, err := c.Record(ctx, "/t/short"); err != nil || r.Revision != 0 {
+			return errors.Join(err, errors.New("it is still there"))
+		}
+		return nil
+	})
+	if err := c.Renew(ctx, short); !errors.Is(err, ErrNoLease) {
+		t.Errorf("a lease that has ended: %v", err)
+	}
+	if r, err := c.Record(ctx, "/t/long"); err != nil || string(r.Value) != "y" {
+		t.Errorf("got %+v, %v", r, err)
+	}
+}
