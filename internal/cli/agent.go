@@ -64,11 +64,7 @@ func (a *app) endpointCommand() *cobra.Command {
 		Hidden: true,
 		Args:   cobra.NoArgs,
 		RunE: func(cmd *cobra.Command, _ []string) error {
-			config, err := endpoint.LoadConfig(file)
-			if err != nil {
-				return err
-			}
-			return endpoint.Run(cmd.Context(), config, a.logger())
+			return endpoint.Run(cmd.Context(), file, a.logger())
 		},
 	}
 	cmd.Flags().StringVar(&file, "config", "", "configuration file")

@@ -24,7 +24,8 @@ type Backend struct {
 	Address string `json:"address"`
 }
 
-// Config of a balancer. Zero durations and counts mean their defaults.
+// Config of a balancer. Zero durations and counts mean their defaults. Backends
+// and Local may change while it runs.
 type Config struct {
 	// Listen holds the addresses (IP:PORT) that clients connect to.
 	Listen []string `json:"listen"`
@@ -60,7 +61,8 @@ type Config struct {
 	// 1 by default.
 	Rise int `json:"rise,omitempty"`
 	// DrainTimeout is how long the connections of a backend that answers, but
-	// is not ready, are left alone while a healthy one exists; 30 s by default.
+	// is not ready, are left alone while a healthy one exists, and those of a
+	// backend that was removed; 30 s by default.
 	DrainTimeout cluster.Duration `json:"drainTimeout,omitempty"`
 
 	// Status is the loopback address (IP:PORT) of the plain HTTP status
@@ -68,13 +70,17 @@ type Config struct {
 	Status string `json:"status,omitempty"`
 }
 
-// LoadConfig reads a YAML or JSON file, refuses fields it does not know, sets
-// defaults and validates.
-func LoadConfig(path string) (Config, error) {
+func readConfig(path string) ([]byte, error) {
 	data, err := os.ReadFile(path)
 	if err != nil {
-		return Config{}, fmt.Errorf("cannot read the balancer's configuration: %w", err)
+		return nil, fmt.Errorf("cannot read the balancer's configuration: %w", err)
 	}
+	return data, nil
+}
+
+// parseConfig takes YAML or JSON, refuses fields it does not know, sets
+// defaults and validates. Errors name path.
+func parseConfig(path string, data []byte) (Config, error) {
 	var cfg Config
 	if err := yaml.UnmarshalStrict(data, &cfg); err != nil {
 		return Config{}, fmt.Errorf("cannot parse the balancer's configuration %s: %w", path, err)

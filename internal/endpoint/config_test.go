@@ -4,7 +4,6 @@ import (
 	"encoding/json"
 	"errors"
 	"io/fs"
-	"os"
 	"path/filepath"
 	"strings"
 	"testing"
@@ -28,17 +27,8 @@ status: 127.0.0.1:6442
 timeout: 700ms
 `
 
-func writeConfig(t *testing.T, content string) string {
-	t.Helper()
-	path := filepath.Join(t.TempDir(), "endpoint.yaml")
-	if err := os.WriteFile(path, []byte(content), 0o600); err != nil {
-		t.Fatal(err)
-	}
-	return path
-}
-
-func TestLoadConfig(t *testing.T) {
-	got, err := LoadConfig(writeConfig(t, goodConfig))
+func TestParseConfig(t *testing.T) {
+	got, err := parseConfig("f", []byte(goodConfig))
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -67,7 +57,7 @@ func TestLoadConfig(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	again, err := LoadConfig(writeConfig(t, string(data)))
+	again, err := parseConfig("f", data)
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -76,7 +66,7 @@ func TestLoadConfig(t *testing.T) {
 	}
 }
 
-func TestLoadConfigRefuses(t *testing.T) {
+func TestParseConfigRefuses(t *testing.T) {
 	replace := func(old, new string) string {
 		if !strings.Contains(goodConfig, old) {
 			t.Fatalf("%q is not in the good configuration", old)
@@ -111,7 +101,7 @@ func TestLoadConfigRefuses(t *testing.T) {
 	}
 	for name, tt := range tests {
 		t.Run(name, func(t *testing.T) {
-			_, err := LoadConfig(writeConfig(t, tt.content))
+			_, err := parseConfig("f", []byte(tt.content))
 			if err == nil || !strings.Contains(err.Error(), tt.want) {
 				t.Errorf("error is %v, want it to contain %q", err, tt.want)
 			}
@@ -119,8 +109,8 @@ func TestLoadConfigRefuses(t *testing.T) {
 	}
 }
 
-func TestLoadConfigWithoutFile(t *testing.T) {
-	_, err := LoadConfig(filepath.Join(t.TempDir(), "absent"))
+func TestReadConfigWithoutFile(t *testing.T) {
+	_, err := readConfig(filepath.Join(t.TempDir(), "absent"))
 	if !errors.Is(err, fs.ErrNotExist) {
 		t.Errorf("error is %v, want one that says the file does not exist", err)
 	}

@@ -14,83 +14,129 @@ import (
 	"net"
 	"strings"
 	"syscall"
-	"time"
 
 	"golang.org/x/sync/errgroup"
 
 	"kuorum/internal/cluster"
 )
 
-// Run balances until ctx is done, then closes everything, also established
-// connections, and returns nil. It fails at once if cfg is wrong, its files
-// cannot be read or an address cannot be listened on. Backends need not be
-// there yet.
-func Run(ctx context.Context, cfg Config, log *slog.Logger) error {
+// Balancer leads clients to its backends, which may change while it serves. Its
+// methods may be called from several goroutines.
+type Balancer struct {
+	cfg  Config // as it was at the start; the pool has the backends of now
+	log  *slog.Logger
+	pool *pool
+}
+
+// New makes a balancer that Serve starts. cfg.Listen names the addresses that
+// Serve will get listeners of. It fails if cfg is wrong or its files cannot be
+// read. Backends need not be there yet.
+func New(cfg Config, log *slog.Logger) (*Balancer, error) {
 	cfg = cfg.withDefaults()
 	if err := cfg.Validate(); err != nil {
-		return fmt.Errorf("cannot use the balancer's configuration: %w", err)
+		return nil, fmt.Errorf("cannot use the balancer's configuration: %w", err)
 	}
 	if _, err := cfg.clientTLS(); err != nil {
-		return err
+		return nil, err
 	}
-	s := &server{cfg: cfg, log: log}
-	if err := s.listen(ctx); err != nil {
-		return err
-	}
-	return s.run(ctx)
+	return &Balancer{cfg: cfg, log: log, pool: newPool(cfg, firstTurn(cfg.Listen), log)}, nil
 }
 
-// Serve is Run on listeners that the caller has opened, such as one from
-// another network namespace; cfg.Listen is not looked at. It owns and closes
-// them.
-func Serve(ctx context.Context, cfg Config, fronts []net.Listener, log *slog.Logger) error {
-	cfg = cfg.withDefaults()
-	for _, ln := range fronts {
-		cfg.Listen = append(cfg.Listen, ln.Addr().String())
+// SetBackends replaces the backends and the name of the local one (empty:
+// none). Those that stay, by name and address, keep their health and their
+// connections; new ones are checked at once. Those that are gone get no
+// connection after SetBackends has returned; the ones they have may end by
+// themselves for the drain time and are closed then. It does not block. After
+// an error, which says what is wrong with the arguments, nothing has changed.
+func (b *Balancer) SetBackends(backends []Backend, local string) error {
+	cfg := b.cfg
+	cfg.Backends, cfg.Local = backends, local
+	if err := cfg.validateBackends(); err != nil {
+		return fmt.Errorf("cannot use the new backends: %w", err)
 	}
-	if err := cfg.Validate(); err != nil {
-		return fmt.Errorf("cannot use the balancer's configuration: %w", err)
-	}
-	if _, err := cfg.clientTLS(); err != nil {
-		return err
-	}
-	s := &server{cfg: cfg, log: log, fronts: fronts}
-	return s.run(ctx)
-}
-
-// server is a balancer with open listeners.
-type server struct {
-	cfg    Config // with defaults
-	log    *slog.Logger
-	fronts []net.Listener
-	status net.Listener // nil if not wanted
-}
-
-func (s *server) listen(ctx context.Context) error {
-	for _, address := range s.cfg.Listen {
-		ln, err := listen(ctx, address)
-		if err != nil {
-			s.close()
-			return err
-		}
-		s.fronts = append(s.fronts, ln)
-	}
-	if s.cfg.Status == "" {
-		return nil
-	}
-	ln, err := listen(ctx, s.cfg.Status)
-	if err != nil {
-		s.close()
-		return err
-	}
-	s.status = ln
+	b.pool.replace(backends, local)
 	return nil
 }
 
-func (s *server) close() {
-	for _, ln := range s.fronts {
-		_ = ln.Close()
+// Serve balances what arrives at fronts, which it owns and closes. It blocks
+// until ctx is done, then closes everything, also established connections, and
+// returns nil; it fails when a listener does. It may be called once.
+func (b *Balancer) Serve(ctx context.Context, fronts []net.Listener) error {
+	return b.serve(ctx, fronts, nil)
+}
+
+// serve is Serve with a listener for the status server; nil means none.
+func (b *Balancer) serve(ctx context.Context, fronts []net.Listener, status net.Listener) error {
+	group, ctx := errgroup.WithContext(ctx)
+	group.Go(func() error {
+		b.pool.run(ctx)
+		return nil
+	})
+	for _, ln := range fronts {
+		group.Go(func() error { return Forward(ctx, ln, b.pool.connect, b.log) })
 	}
+	if status != nil {
+		group.Go(func() error { return b.pool.serveStatus(ctx, status) })
+	}
+	b.log.InfoContext(ctx, "balancer started", "listen", b.cfg.Listen, "backends", len(b.pool.status()))
+	return group.Wait()
+}
+
+// Run serves what the configuration file at path says and follows changes of
+// its backends. It blocks until ctx is done, then closes everything, also
+// established connections, and returns nil. It fails at once if the file is
+// wrong, the files it names cannot be read or an address cannot be listened on.
+//
+// The file is looked at once a second and must be replaced, not rewritten in
+// place. A bad one is logged, and what was before stays. So is a change of
+// anything but the backends and the local one: that needs a restart.
+func Run(ctx context.Context, path string, log *slog.Logger) error {
+	data, err := readConfig(path)
+	if err != nil {
+		return err
+	}
+	cfg, err := parseConfig(path, data)
+	if err != nil {
+		return err
+	}
+	b, err := New(cfg, log)
+	if err != nil {
+		return err
+	}
+	fronts, status, err := b.listen(ctx)
+	if err != nil {
+		return err
+	}
+	group, ctx := errgroup.WithContext(ctx)
+	group.Go(func() error { return b.serve(ctx, fronts, status) })
+	group.Go(func() error {
+		f := follower{balancer: b, path: path, seen: data}
+		watch(ctx, followInterval, nil, f.look)
+		return nil
+	})
+	return group.Wait()
+}
+
+// listen opens what the configuration names; status is nil if not wanted.
+func (b *Balancer) listen(ctx context.Context) (fronts []net.Listener, status net.Listener, err error) {
+	defer func() {
+		if err != nil {
+			for _, ln := range fronts {
+				_ = ln.Close()
+			}
+		}
+	}()
+	for _, address := range b.cfg.Listen {
+		ln, err := listen(ctx, address)
+		if err != nil {
+			return fronts, nil, err
+		}
+		fronts = append(fronts, ln)
+	}
+	if b.cfg.Status != "" {
+		status, err = listen(ctx, b.cfg.Status)
+	}
+	return fronts, status, err
 }
 
 // listen explains the two errors that people meet.
@@ -110,68 +156,6 @@ func listen(ctx context.Context, address string) (net.Listener, error) {
 		problem.Do = "compare with: ip -brief address"
 	}
 	return nil, problem
-}
-
-func (s *server) run(ctx context.Context) error {
-	p := newPool(s.cfg, firstTurn(s.cfg.Listen), s.log)
-	group, ctx := errgroup.WithContext(ctx)
-	for _, m := range p.members {
-		group.Go(func() error {
-			p.keepChecking(ctx, m)
-			return nil
-		})
-	}
-	for _, ln := range s.fronts {
-		group.Go(func() error { return Forward(ctx, ln, p.connect, s.log) })
-	}
-	if s.status != nil {
-		group.Go(func() error { return p.serveStatus(ctx, s.status) })
-	}
-	s.log.InfoContext(ctx, "balancer started", "listen", s.cfg.Listen, "backends", len(s.cfg.Backends))
-	return group.Wait()
-}
-
-// keepChecking returns when ctx is done.
-func (p *pool) keepChecking(ctx context.Context, m *member) {
-	probe := newProbe(p.cfg, m.Address)
-	defer probe.close()
-	watch(ctx, time.Duration(p.cfg.Interval), m.kick, func(ctx context.Context) {
-		if p.doubted(m) {
-			// Clients could not connect: do what they did.
-			probe.close()
-		}
-		r := probe.check(ctx)
-		if ctx.Err() != nil {
-			return
-		}
-		p.record(ctx, m, r)
-		if p.hopeful(m) {
-			m.kickAfter(hopefulInterval)
-		}
-	})
-}
-
-// A backend that is not healthy since a short time may be starting: somebody
-// waits for it, so it is asked more often.
-const (
-	hopefulInterval = 100 * time.Millisecond
-	hopefulFor      = 30 * time.Second
-)
-
-func (p *pool) hopeful(m *member) bool {
-	p.mu.Lock()
-	defer p.mu.Unlock()
-	return m.state != Healthy && time.Since(m.since) < hopefulFor
-}
-
-// kickAfter asks for a check in a while; one asked for already will do.
-func (m *member) kickAfter(d time.Duration) {
-	time.AfterFunc(d, func() {
-		select {
-		case m.kick <- struct{}{}:
-		default:
-		}
-	})
 }
 
 // firstTurn is the same after every restart and differs between machines.

@@ -346,7 +346,7 @@ func TestRun(t *testing.T) {
 		t.Run(name, func(t *testing.T) {
 			cfg := cfg
 			change(&cfg)
-			err := Run(t.Context(), cfg, log)
+			err := Run(t.Context(), writeConfig(t, cfg), log)
 			if err == nil || !strings.Contains(err.Error(), want) || cause != nil && !errors.Is(err, cause) {
 				t.Errorf("error is %v, want it to contain %q and to be %v", err, want, cause)
 			}
@@ -366,7 +366,8 @@ func TestRun(t *testing.T) {
 	_ = status.Close()
 	ctx, cancel := context.WithCancel(t.Context())
 	done := make(chan error, 1)
-	go func() { done <- Run(ctx, cfg, log) }()
+	path := writeConfig(t, cfg)
+	go func() { done <- Run(ctx, path, log) }()
 	b := &balancer{t: t, front: cfg.Listen[0], roots: a.pool}
 	var c *apiClient
 	eventually(t, "the balancer listens", func() bool {

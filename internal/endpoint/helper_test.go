@@ -149,6 +149,7 @@ func (b *syncBuffer) count(words ...string) int {
 // balancer is a running one.
 type balancer struct {
 	t      *testing.T
+	core   *Balancer
 	front  string
 	status string
 	log    *syncBuffer
@@ -185,17 +186,18 @@ func startBalancer(t *testing.T, a *authority, cfg Config) *balancer {
 	b := &balancer{t: t, log: &syncBuffer{}, roots: a.pool}
 	front, status := localListener(t), localListener(t)
 	b.front, b.status = front.Addr().String(), status.Addr().String()
-	s := &server{
-		cfg: cfg.withDefaults(), log: slog.New(slog.NewTextHandler(io.MultiWriter(b.log, t.Output()), nil)),
-		fronts: []net.Listener{front}, status: status,
+	cfg.Listen = []string{b.front}
+	var err error
+	if b.core, err = New(cfg, slog.New(slog.NewTextHandler(io.MultiWriter(b.log, t.Output()), nil))); err != nil {
+		t.Fatal(err)
 	}
 	ctx, cancel := context.WithCancel(context.WithoutCancel(t.Context()))
 	done := make(chan error, 1)
-	go func() { done <- s.run(ctx) }()
+	go func() { done <- b.core.serve(ctx, []net.Listener{front}, status) }()
 	b.stop = sync.OnceFunc(func() {
 		cancel()
 		if err := <-done; err != nil {
-			t.Errorf("run: %v", err)
+			t.Errorf("serve: %v", err)
 		}
 		noGoroutineLeft(t)
 	})
@@ -209,7 +211,7 @@ func noGoroutineLeft(t *testing.T) {
 	buf := make([]byte, 8<<20)
 	eventually(t, "all goroutines end", func() bool {
 		stacks := string(buf[:runtime.Stack(buf, true)])
-		for _, file := range []string{"forward", "pool", "check", "status", "endpoint"} {
+		for _, file := range []string{"forward", "pool", "check", "status", "endpoint", "members", "follow"} {
 			if strings.Contains(stacks, "/endpoint/"+file+".go:") {
 				return false
 			}

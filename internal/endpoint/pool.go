@@ -6,6 +6,7 @@ import (
 	"fmt"
 	"log/slog"
 	"net"
+	"slices"
 	"sync"
 	"time"
 )
@@ -25,28 +26,35 @@ func keepAlive(idle time.Duration) net.KeepAliveConfig {
 
 // pool knows all backends, their health and their connections.
 type pool struct {
-	cfg  Config // with defaults
+	// changed is sent to when there are fresh members.
+	changed chan struct{}
+
+	cfg  Config // with defaults; members and local hold what may change
 	log  *slog.Logger
 	dial func(ctx context.Context, network, address string) (net.Conn, error)
 
 	mu      sync.Mutex
-	members []*member
+	members []*member // never empty
+	local   string
+	fresh   []*member // added, and nobody attends to them yet
 	turn    uint
 	lit     bool // some backend was healthy at the last verdict
 }
 
-// member is a backend in a pool, whose mutex guards what is below kick.
+// member is a backend in a pool, whose mutex guards what is below removed.
 type member struct {
 	Backend
 	// kick asks for a check now instead of at the next interval.
 	kick chan struct{}
+	// removed is closed when the backend is no longer one of the pool.
+	removed chan struct{}
 
 	health
 	suspect bool // a connect failed since the last check
 	load    int  // connections, and attempts at one
 	links   map[*link]struct{}
-	// falls counts how often the backend went down. It tells a connection made
-	// before such a moment from one made after it.
+	// falls counts how often the backend went down or was removed. It tells a
+	// connection made before such a moment from one made after it.
 	falls   int
 	problem string // of the last check
 	latency time.Duration
@@ -74,15 +82,14 @@ type result struct {
 // newPool starts to take turns at number turn, which should differ between the
 // machines of a cluster so that they do not all prefer the same backend.
 func newPool(cfg Config, turn uint, log *slog.Logger) *pool {
-	p := &pool{cfg: cfg, log: log, dial: (&net.Dialer{KeepAliveConfig: keepAlive(patience)}).DialContext, turn: turn}
-	for _, b := range cfg.Backends {
-		p.members = append(p.members, &member{
-			Backend: b,
-			kick:    make(chan struct{}, 1),
-			health:  health{state: Unknown, since: time.Now()},
-			links:   map[*link]struct{}{},
-		})
+	p := &pool{
+		changed: make(chan struct{}, 1), cfg: cfg, log: log, local: cfg.Local, turn: turn,
+		dial: (&net.Dialer{KeepAliveConfig: keepAlive(patience)}).DialContext,
 	}
+	for _, b := range cfg.Backends {
+		p.members = append(p.members, newMember(b))
+	}
+	p.fresh = slices.Clone(p.members)
 	return p
 }
 
@@ -120,7 +127,7 @@ func (p *pool) acquire(tried map[*member]bool) (*member, int) {
 	if len(tried) == 0 {
 		p.turn++
 	}
-	for _, i := range Order(candidates, p.cfg.Local, p.turn) {
+	for _, i := range Order(candidates, p.local, p.turn) {
 		if m := p.members[i]; !tried[m] {
 			m.load++
 			return m, m.falls
@@ -131,9 +138,7 @@ func (p *pool) acquire(tried map[*member]bool) (*member, int) {
 
 // attempt turns a reserved place into a connection or gives it back.
 func (p *pool) attempt(ctx context.Context, m *member, falls int) (*link, error) {
-	// Even if all backends but the last swallow packets, the last gets its turn.
-	limit := min(time.Duration(p.cfg.Timeout), dialBudget/time.Duration(len(p.members)))
-	ctx, cancel := context.WithTimeout(ctx, limit)
+	ctx, cancel := context.WithTimeout(ctx, p.dialLimit())
 	defer cancel()
 	conn, err := p.dial(ctx, "tcp", m.Address)
 
@@ -147,12 +152,20 @@ func (p *pool) attempt(ctx context.Context, m *member, falls int) (*link, error)
 	case m.falls != falls:
 		m.load--
 		closeAll(conn)
-		return nil, errors.New("went down while connecting")
+		return nil, errors.New("went down or was removed while connecting")
 	}
 	l := &link{Conn: conn}
 	l.release = func() { p.release(m, l) }
 	m.links[l] = struct{}{}
 	return l, nil
+}
+
+// dialLimit is the time for one attempt: even if all backends but the last
+// swallow packets, the last gets its turn.
+func (p *pool) dialLimit() time.Duration {
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	return min(time.Duration(p.cfg.Timeout), dialBudget/time.Duration(len(p.members)))
 }
 
 func (p *pool) release(m *member, l *link) {

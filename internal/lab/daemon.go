@@ -198,6 +198,7 @@ func (d *daemon) forward(ctx context.Context) error {
 		return fmt.Errorf("cannot use the API's listener: %w", err)
 	}
 	config := endpoint.Config{
+		Listen:   []string{ln.Addr().String()},
 		Interval: cluster.Duration(time.Second), // power-offs are seen without it
 		CA:       d.lab.Client("ca.crt"), Cert: d.lab.Client("agent.crt"), Key: d.lab.Client("agent.key"),
 	}
@@ -206,7 +207,11 @@ func (d *daemon) forward(ctx context.Context) error {
 			Name: n.Name, Address: net.JoinHostPort(n.Address, strconv.Itoa(component.PortAPIServer)),
 		})
 	}
-	return endpoint.Serve(ctx, config, []net.Listener{ln}, d.log)
+	balancer, err := endpoint.New(config, d.log)
+	if err != nil {
+		return errors.Join(err, ln.Close())
+	}
+	return balancer.Serve(ctx, []net.Listener{ln})
 }
 
 func (d *daemon) each(ctx context.Context, do func(*Machine, context.Context) error) error {

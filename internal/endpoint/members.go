@@ -1,0 +1,156 @@
+package endpoint
+
+import (
+	"context"
+	"slices"
+	"sync"
+	"time"
+)
+
+func newMember(b Backend) *member {
+	return &member{
+		Backend: b,
+		kick:    make(chan struct{}, 1),
+		removed: make(chan struct{}),
+		health:  health{state: Unknown, since: time.Now()},
+		links:   map[*link]struct{}{},
+	}
+}
+
+// replace sets the list of backends. A backend that is in the old list and the
+// new one, by name and address, stays the same member.
+func (p *pool) replace(backends []Backend, local string) {
+	p.mu.Lock()
+	before, localBefore := p.members, p.local
+	p.members, p.local = make([]*member, len(backends)), local
+	var added, removed []Backend
+	for i, b := range backends {
+		if old := slices.IndexFunc(before, func(m *member) bool { return m.Backend == b }); old >= 0 {
+			p.members[i] = before[old]
+			continue
+		}
+		p.members[i] = newMember(b)
+		p.fresh = append(p.fresh, p.members[i])
+		added = append(added, b)
+	}
+	for _, m := range before {
+		if !slices.Contains(p.members, m) {
+			m.falls++ // Who is connecting to it must look further.
+			close(m.removed)
+			removed = append(removed, m.Backend)
+		}
+	}
+	p.mu.Unlock()
+	select {
+	case p.changed <- struct{}{}:
+	default: // run has yet to look at an earlier change, and will see this one.
+	}
+	if len(added)+len(removed) > 0 || local != localBefore {
+		p.log.Info("backends replaced", "added", added, "removed", removed, "local", local)
+	}
+}
+
+// run attends to every member from its addition to its end. It returns when
+// ctx is done and all checks have ended. It must run once only.
+func (p *pool) run(ctx context.Context) {
+	var members sync.WaitGroup
+	defer members.Wait()
+	for {
+		for _, m := range p.takeFresh() {
+			members.Go(func() { p.attend(ctx, m) })
+		}
+		select {
+		case <-ctx.Done():
+			return
+		case <-p.changed:
+		}
+	}
+}
+
+func (p *pool) takeFresh() []*member {
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	fresh := p.fresh
+	p.fresh = nil
+	return fresh
+}
+
+// attend checks m until ctx is done, or m was removed and its connections have
+// had their time. It is checked until then so that a removed machine that is
+// switched off too early loses its connections at once, as any other.
+func (p *pool) attend(ctx context.Context, m *member) {
+	ctx, cancel := context.WithCancel(ctx)
+	var checks sync.WaitGroup
+	checks.Go(func() { p.keepChecking(ctx, m) })
+	select {
+	case <-ctx.Done():
+	case <-m.removed:
+		select {
+		case <-ctx.Done():
+		case <-time.After(time.Duration(p.cfg.DrainTimeout)):
+		}
+	}
+	ended := ctx.Err() != nil
+	cancel()
+	checks.Wait()
+	if !ended {
+		p.expel(m)
+	}
+}
+
+// expel closes the connections that a removed member still has.
+func (p *pool) expel(m *member) {
+	p.mu.Lock()
+	links := m.drop()
+	p.mu.Unlock()
+	for _, l := range links {
+		closeAll(l)
+	}
+	if len(links) > 0 {
+		p.log.Warn("closed the connections of a removed backend", "backend", m.Name,
+			"address", m.Address, "closed_connections", len(links))
+	}
+}
+
+// keepChecking returns when ctx is done.
+func (p *pool) keepChecking(ctx context.Context, m *member) {
+	probe := newProbe(p.cfg, m.Address)
+	defer probe.close()
+	watch(ctx, time.Duration(p.cfg.Interval), m.kick, func(ctx context.Context) {
+		if p.doubted(m) {
+			// Clients could not connect: do what they did.
+			probe.close()
+		}
+		r := probe.check(ctx)
+		if ctx.Err() != nil {
+			return
+		}
+		p.record(ctx, m, r)
+		if p.hopeful(m) {
+			m.kickAfter(hopefulInterval)
+		}
+	})
+}
+
+// A backend that is not healthy since a short time may be starting: somebody
+// waits for it, so it is asked more often.
+const (
+	hopefulInterval = 100 * time.Millisecond
+	hopefulFor      = 30 * time.Second
+)
+
+func (p *pool) hopeful(m *member) bool {
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	return m.state != Healthy && time.Since(m.since) < hopefulFor
+}
+
+// kickAfter asks for a check in a while; one asked for already will do.
+func (m *member) kickAfter(d time.Duration) {
+	time.AfterFunc(d, func() {
+		select {
+		case m.kick <- struct{}{}:
+		default:
+		}
+	})
+}
