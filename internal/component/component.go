@@ -108,6 +108,9 @@ type File struct {
 	Path string
 	Data []byte
 	Mode fs.FileMode
+	// Reread tells that the running program reads the file again by itself when
+	// it changes, so that a change is no reason to restart it.
+	Reread bool
 }
 
 // Component is one program of a node, ready to be written down and started.
@@ -148,11 +151,15 @@ func For(m Machine) []Component {
 }
 
 // Digest changes whenever the program, its flags, its environment or one of
-// its files changes: the sign that a running one must be restarted.
+// its files changes, but those that it reads again: the sign that a running one
+// must be restarted.
 func (c Component) Digest() string {
 	h := sha256.New()
 	fmt.Fprintf(h, "%q %q %q", c.Path, c.Args, c.Env)
 	for _, f := range c.Files {
+		if f.Reread {
+			continue
+		}
 		fmt.Fprintf(h, "%q %o %x", f.Path, f.Mode, sha256.Sum256(f.Data))
 	}
 	return hex.EncodeToString(h.Sum(nil)[:8])

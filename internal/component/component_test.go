@@ -162,6 +162,43 @@ func TestDigestChangesWithEveryInput(t *testing.T) {
 	}
 }
 
+// What a program reads again by itself is no reason to restart it; that it
+// begins or ends to do so is.
+func TestDigestLeavesOutWhatIsReread(t *testing.T) {
+	c := func(data string, reread bool) Component {
+		return Component{Path: "/bin/a", Files: []File{{Path: "/f", Data: []byte(data), Mode: 0o600, Reread: reread}}}
+	}
+	if c("one", true).Digest() != c("two", true).Digest() {
+		t.Error("the digest depends on a file that is read again")
+	}
+	if c("one", true).Digest() == c("one", false).Digest() {
+		t.Error("a file that is read again counts as one that is not")
+	}
+}
+
+// TestMoreNodesRestartNothing: nodes join a cluster that works.
+func TestMoreNodesRestartNothing(t *testing.T) {
+	larger, err := cluster.New("demo", 5, 2)
+	if err != nil {
+		t.Fatal(err)
+	}
+	for _, name := range []string{"cp1", "w1"} {
+		before := testMachine(t, name)
+		after := before
+		after.Spec = larger
+		for _, c := range For(before) {
+			// etcd is told its peers by a flag, --initial-cluster.
+			if got := find(t, after, c.Name); c.Name != "etcd" && got.Digest() != c.Digest() {
+				t.Errorf("%s: %s is restarted:\n%s", name, c.Name, cmp.Diff(render([]Component{c}, before), render([]Component{got}, after)))
+			}
+		}
+		backends, _ := fileOf(t, find(t, after, "endpoint"), "endpoint.yaml")["backends"].([]any)
+		if len(backends) != 5 {
+			t.Errorf("%s: the balancer's file lists %v, want five servers", name, backends)
+		}
+	}
+}
+
 // TestRenderingIsStable: feature gates and labels are maps, whose order must
 // not restart programs.
 func TestRenderingIsStable(t *testing.T) {

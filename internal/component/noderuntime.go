@@ -198,11 +198,15 @@ cert: %[6]s
 key: %[7]s
 backends:
 %[8]s`, PortAPI, m.Node.Address, portStatus, local, pki("ca.crt"), pki("endpoint.crt"), pki("endpoint.key"), backends.String())
+	// Every connection of the node goes through it: servers come and go
+	// without a restart (ADR 0014).
+	file := config("endpoint.yaml", []byte(text))
+	file.Reread = true
 	return Component{
 		Name:        "endpoint",
 		Path:        m.Kuorum,
 		Args:        []string{"endpoint", "--config", component("endpoint.yaml")},
-		Files:       []File{config("endpoint.yaml", []byte(text))},
+		Files:       []File{file},
 		Ready:       httpReady(fmt.Sprintf("http://127.0.0.1:%d/healthz", portStatus)),
 		StopTimeout: 5 * time.Second,
 	}
