@@ -39,7 +39,7 @@ func (a *app) target() (target, error) {
 // node's own agent does, whether that runs or not.
 func nodeTarget(dir string) (target, error) {
 	files := map[string][]byte{}
-	for _, name := range []string{"cluster.yaml", "pki/ca.crt", "pki/agent.crt", "pki/agent.key"} {
+	for _, name := range []string{"cluster.yaml", "pki/agent-ca.crt", "pki/agent.crt", "pki/agent.key"} {
 		data, err := os.ReadFile(filepath.Join(dir, name))
 		if err != nil {
 			return target{}, &cluster.Problem{What: "cannot read this node's own files", Err: err, Do: "sudo kuorum ..."}
@@ -50,7 +50,7 @@ func nodeTarget(dir string) (target, error) {
 	if err != nil {
 		return target{}, err
 	}
-	config, err := pki.ClientTLS(files["pki/ca.crt"], pki.Pair{Cert: files["pki/agent.crt"], Key: files["pki/agent.key"]}, "")
+	config, err := pki.ClientTLS(files["pki/agent-ca.crt"], pki.Pair{Cert: files["pki/agent.crt"], Key: files["pki/agent.key"]}, "")
 	if err != nil {
 		return target{}, err
 	}

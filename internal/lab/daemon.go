@@ -121,7 +121,7 @@ func makeSwitch(l *Lab) error {
 
 func agentClient(l *Lab) (*agent.Client, error) {
 	var files [3][]byte
-	for i, name := range []string{"ca.crt", "agent.crt", "agent.key"} {
+	for i, name := range []string{"agent-ca.crt", "agent.crt", "agent.key"} {
 		data, err := os.ReadFile(l.Client(name))
 		if err != nil {
 			return nil, fmt.Errorf("cannot talk to agents: %w", err)
@@ -200,7 +200,7 @@ func (d *daemon) forward(ctx context.Context) error {
 	config := endpoint.Config{
 		Listen:   []string{ln.Addr().String()},
 		Interval: cluster.Duration(time.Second), // power-offs are seen without it
-		CA:       d.lab.Client("ca.crt"), Cert: d.lab.Client("agent.crt"), Key: d.lab.Client("agent.key"),
+		CA:       d.lab.Client("ca.crt"), Cert: d.lab.Client("endpoint.crt"), Key: d.lab.Client("endpoint.key"),
 	}
 	for _, n := range d.lab.Spec.Servers() {
 		config.Backends = append(config.Backends, endpoint.Backend{

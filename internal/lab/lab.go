@@ -167,7 +167,8 @@ func (l *Lab) writeNode(set *pki.Set, node cluster.Node, text []byte, now time.T
 }
 
 // writeClients makes what the host's own clients use: the administrator's
-// kubeconfig, and certificates for etcd and for the agents' API.
+// kubeconfig, and certificates for etcd, for the agents' API and for the
+// forwarder, which asks API servers how they are.
 func (l *Lab) writeClients(set *pki.Set, now time.Time) error {
 	admin, err := set.AdminPair(now)
 	if err != nil {
@@ -185,12 +186,19 @@ func (l *Lab) writeClients(set *pki.Set, now time.Time) error {
 	if err != nil {
 		return err
 	}
+	endpoint, err := set.EndpointPair(now)
+	if err != nil {
+		return err
+	}
 	return errors.Join(
 		host.WriteFile(l.Kubeconfig(), kubeconfig, 0o600),
 		host.WriteFile(l.path("clients/ca.crt"), set.Cluster.Pair().Cert, 0o644),
+		host.WriteFile(l.path("clients/endpoint.crt"), endpoint.Cert, 0o600),
+		host.WriteFile(l.path("clients/endpoint.key"), endpoint.Key, 0o600),
 		host.WriteFile(l.path("clients/etcd-ca.crt"), set.Etcd.Pair().Cert, 0o644),
 		host.WriteFile(l.path("clients/etcd.crt"), etcd.Cert, 0o600),
 		host.WriteFile(l.path("clients/etcd.key"), etcd.Key, 0o600),
+		host.WriteFile(l.path("clients/agent-ca.crt"), set.Agents.Pair().Cert, 0o644),
 		host.WriteFile(l.path("clients/agent.crt"), agent.Cert, 0o600),
 		host.WriteFile(l.path("clients/agent.key"), agent.Key, 0o600),
 	)
@@ -205,8 +213,9 @@ func (l *Lab) Context() string { return contextName(l.Name) }
 // Kubeconfig is the path of the administrator's kubeconfig.
 func (l *Lab) Kubeconfig() string { return l.path("admin.conf") }
 
-// Client is the path of one of the host's own client files: "ca.crt",
-// "etcd-ca.crt", "etcd.crt", "etcd.key", "agent.crt" or "agent.key".
+// Client is the path of one of the host's own client files: "ca.crt" with
+// "endpoint.crt" and "endpoint.key" for the API, and "etcd-ca.crt", "etcd.crt",
+// "etcd.key", "agent-ca.crt", "agent.crt" and "agent.key".
 func (l *Lab) Client(name string) string { return l.path("clients", name) }
 
 // LogDir is where a machine keeps its logs, readable while it is off.

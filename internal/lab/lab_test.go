@@ -1,6 +1,8 @@
 package lab
 
 import (
+	"crypto/tls"
+	"crypto/x509"
 	"errors"
 	"fmt"
 	"io/fs"
@@ -41,7 +43,7 @@ func TestStore(t *testing.T) {
 	if opened.Server() != "https://127.0.0.1:26443" || opened.Context() != "kuorum-one" {
 		t.Errorf("got %s, %s", opened.Server(), opened.Context())
 	}
-	for _, secret := range []string{"admin.conf", "clients/etcd.key", "clients/agent.key", "machines/cp1/etc/kuorum/pki/apiserver.key"} {
+	for _, secret := range []string{"admin.conf", "clients/etcd.key", "clients/agent.key", "clients/endpoint.key", "machines/cp1/etc/kuorum/pki/apiserver.key"} {
 		info, err := os.Stat(made.path(secret))
 		if err != nil || info.Mode().Perm()&0o077 != 0 {
 			t.Errorf("%s: %v, %v", secret, info, err)
@@ -55,6 +57,31 @@ func TestStore(t *testing.T) {
 	}
 	if got, err := (Store{Root: t.TempDir()}).Names(); err != nil || got != nil {
 		t.Errorf("an empty store has %q, %v", got, err)
+	}
+}
+
+// TestClients: each of the host's own certificates is of the authority that the
+// other side trusts.
+func TestClients(t *testing.T) {
+	_, l := testLab(t)
+	for pair, authority := range map[string]string{"endpoint": "ca.crt", "agent": "agent-ca.crt", "etcd": "etcd-ca.crt"} {
+		loaded, err := tls.LoadX509KeyPair(l.Client(pair+".crt"), l.Client(pair+".key"))
+		if err != nil {
+			t.Fatal(err)
+		}
+		ca, err := os.ReadFile(l.Client(authority))
+		if err != nil {
+			t.Fatal(err)
+		}
+		roots := x509.NewCertPool()
+		roots.AppendCertsFromPEM(ca)
+		_, err = loaded.Leaf.Verify(x509.VerifyOptions{Roots: roots, KeyUsages: []x509.ExtKeyUsage{x509.ExtKeyUsageClientAuth}})
+		if err != nil {
+			t.Errorf("%s is not of %s: %v", pair, authority, err)
+		}
+	}
+	if _, err := agentClient(l); err != nil {
+		t.Error(err)
 	}
 }
 

@@ -59,12 +59,12 @@ func writeJSON(w http.ResponseWriter, value any) {
 
 func agentTLS() (*tls.Config, error) {
 	files := map[string][]byte{}
-	for _, name := range []string{"ca.crt", "agent.crt", "agent.key"} {
+	for _, name := range []string{"agent-ca.crt", "agent.crt", "agent.key"} {
 		data, err := os.ReadFile(filepath.Join(component.EtcDir, "pki", name))
 		if err != nil {
 			return nil, err
 		}
 		files[name] = data
 	}
-	return pki.ServerTLS(files["ca.crt"], pki.Pair{Cert: files["agent.crt"], Key: files["agent.key"]})
+	return pki.ServerTLS(files["agent-ca.crt"], pki.Pair{Cert: files["agent.crt"], Key: files["agent.key"]})
 }

@@ -49,7 +49,7 @@ func (s *Set) nodeFiles(spec *cluster.Spec, node cluster.Node, now time.Time) ([
 	if err != nil {
 		return nil, err
 	}
-	p.add(newFile("pki/"+fileCACert, s.Cluster.pair.Cert))
+	p.add(newFile("pki/"+fileCACert, s.Cluster.pair.Cert), newFile("pki/"+fileAgentCert, s.Agents.pair.Cert))
 	leaves, configs := p.commonLeaves(s), p.commonConfigs()
 	if node.Role == cluster.RoleServer {
 		leaves = append(leaves, p.serverLeaves(s)...)
@@ -230,7 +230,7 @@ func (p *plan) commonLeaves(s *Set) []leaf {
 	}
 	return []leaf{
 		{"pki/kubelet", s.Cluster, kubelet},
-		{"pki/agent", s.Cluster, p.local(agent)},
+		{"pki/agent", s.Agents, p.local(agent)},
 		{"pki/endpoint", s.Cluster, client(UserEndpoint)},
 	}
 }
@@ -292,8 +292,8 @@ func client(user string, groups ...string) Request {
 // key in the form that the API server reads.
 func (p *plan) addSecrets(s *Set) error {
 	for name, data := range s.Files() {
-		// ca.crt is on every node already.
-		if name != fileEncryption && name != fileCACert {
+		// The two authorities that a worker trusts are on every node already.
+		if name != fileEncryption && name != fileCACert && name != fileAgentCert {
 			p.add(newFile("pki/"+name, data))
 		}
 	}

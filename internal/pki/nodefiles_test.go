@@ -60,12 +60,12 @@ func nodeFiles(t testing.TB, s *Set, name string, now time.Time) map[string]File
 
 var workerPaths = []string{
 	"coredns.conf", "flannel.conf", "kube-proxy.conf", "kubelet.conf",
-	"pki/agent.crt", "pki/agent.key", "pki/ca.crt", "pki/endpoint.crt", "pki/endpoint.key",
+	"pki/agent-ca.crt", "pki/agent.crt", "pki/agent.key", "pki/ca.crt", "pki/endpoint.crt", "pki/endpoint.key",
 	"pki/kubelet.crt", "pki/kubelet.key",
 }
 
 var serverPaths = []string{
-	"admin.conf", "agent.conf", "controller-manager.conf", "encryption.yaml",
+	"admin.conf", "agent.conf", "controller-manager.conf", "encryption.yaml", "pki/agent-ca.key",
 	"pki/apiserver-etcd-client.crt", "pki/apiserver-etcd-client.key",
 	"pki/apiserver-kubelet-client.crt", "pki/apiserver-kubelet-client.key",
 	"pki/apiserver.crt", "pki/apiserver.key", "pki/ca.key",
@@ -117,8 +117,12 @@ func TestWorkerGetsNoPower(t *testing.T) {
 			if slices.Contains(cert.Subject.Organization, "system:masters") {
 				t.Errorf("%s makes the worker a master", f.Path)
 			}
-			if cert.Issuer.CommonName != "kubernetes" {
-				t.Errorf("%s is from %q", f.Path, cert.Issuer.CommonName)
+			want := "kubernetes"
+			if strings.HasPrefix(f.Path, "pki/agent") {
+				want = "kuorum-agents"
+			}
+			if cert.Issuer.CommonName != want {
+				t.Errorf("%s is from %q, want %q", f.Path, cert.Issuer.CommonName, want)
 			}
 		}
 	}
@@ -155,12 +159,12 @@ func TestNodeCertificates(t *testing.T) {
 	checked := map[*Authority]map[string]description{
 		s.Cluster: {
 			"pki/kubelet":                  kubelet("cp1", "198.18.0.11"),
-			"pki/agent":                    local("kuorum:agent:cp1", "cp1", "198.18.0.11", "kuorum:agents"),
 			"pki/endpoint":                 only("kuorum:endpoint"),
 			"pki/apiserver":                apiServer,
 			"pki/local":                    loopback,
 			"pki/apiserver-kubelet-client": only("kube-apiserver-kubelet-client", "kuorum:apiserver-kubelet"),
 		},
+		s.Agents:     {"pki/agent": local("kuorum:agent:cp1", "cp1", "198.18.0.11", "kuorum:agents")},
 		s.FrontProxy: {"pki/front-proxy-client": only("front-proxy-client")},
 		s.Etcd: {
 			"pki/apiserver-etcd-client": only("kube-apiserver-etcd-client"),
@@ -175,10 +179,10 @@ func TestNodeCertificates(t *testing.T) {
 		}
 	}
 	checkPair(t, w1, "pki/kubelet", s.Cluster, kubelet("w1", "198.18.0.21"))
-	checkPair(t, w1, "pki/agent", s.Cluster, local("kuorum:agent:w1", "w1", "198.18.0.21", "kuorum:agents"))
+	checkPair(t, w1, "pki/agent", s.Agents, local("kuorum:agent:w1", "w1", "198.18.0.21", "kuorum:agents"))
 	checkPair(t, w1, "pki/endpoint", s.Cluster, only("kuorum:endpoint"))
 	for name, authority := range map[string]*Authority{
-		"pki/ca": s.Cluster, "pki/etcd/ca": s.Etcd, "pki/front-proxy-ca": s.FrontProxy,
+		"pki/ca": s.Cluster, "pki/agent-ca": s.Agents, "pki/etcd/ca": s.Etcd, "pki/front-proxy-ca": s.FrontProxy,
 	} {
 		got := Pair{Cert: cp1[name+".crt"].Data, Key: cp1[name+".key"].Data}
 		if diff := cmp.Diff(authority.Pair(), got); diff != "" {
@@ -227,7 +231,9 @@ func TestNodeFilesShareNoKey(t *testing.T) {
 
 func TestNoLeafOutlivesItsAuthority(t *testing.T) {
 	s := newTestSet(t)
-	authorities := map[string]*Authority{"kubernetes": s.Cluster, "etcd-ca": s.Etcd, "front-proxy-ca": s.FrontProxy}
+	authorities := map[string]*Authority{
+		"kubernetes": s.Cluster, "kuorum-agents": s.Agents, "etcd-ca": s.Etcd, "front-proxy-ca": s.FrontProxy,
+	}
 	checked := 0
 	for _, f := range nodeFiles(t, s, "cp1", s.Cluster.NotAfter().Add(-30*day)) {
 		for _, cert := range certificates(t, f) {

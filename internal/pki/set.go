@@ -43,6 +43,8 @@ const (
 const (
 	fileCACert         = "ca.crt"
 	fileCAKey          = "ca.key"
+	fileAgentCert      = "agent-ca.crt"
+	fileAgentKey       = "agent-ca.key"
 	fileEtcdCert       = "etcd/ca.crt"
 	fileEtcdKey        = "etcd/ca.key"
 	fileFrontProxyCert = "front-proxy-ca.crt"
@@ -60,10 +62,12 @@ type SigningKey struct {
 // Set is the secrets a cluster starts with. Whoever has it owns the cluster;
 // everything else that needs a key is derived from it and can be made again.
 type Set struct {
-	// Cluster signs everything that speaks to or for the Kubernetes API, and
-	// the agents. Etcd and FrontProxy stand apart, as upstream demands: a
-	// client certificate of one must mean nothing to the others.
-	Cluster, Etcd, FrontProxy *Authority
+	// Cluster signs everything that speaks to or for the Kubernetes API. Agents
+	// signs the agents and their administrators: Kubernetes itself signs with
+	// Cluster whatever somebody approves there, and that must open no agent.
+	// Etcd and FrontProxy stand apart, as upstream demands. A certificate of one
+	// means nothing to the others.
+	Cluster, Agents, Etcd, FrontProxy *Authority
 	// ServiceAccount signs the tokens of pods (ES256).
 	ServiceAccount SigningKey
 	// EncryptionKey is for secrets at rest in etcd (XSalsa20 and Poly1305).
@@ -78,6 +82,7 @@ func NewSet(now time.Time) (*Set, error) {
 		to   **Authority
 	}{
 		{"kubernetes", &s.Cluster},
+		{"kuorum-agents", &s.Agents},
 		{"etcd-ca", &s.Etcd},
 		{"front-proxy-ca", &s.FrontProxy},
 	} {
@@ -105,6 +110,8 @@ func (s *Set) Files() map[string][]byte {
 	return map[string][]byte{
 		fileCACert:         s.Cluster.pair.Cert,
 		fileCAKey:          s.Cluster.pair.Key,
+		fileAgentCert:      s.Agents.pair.Cert,
+		fileAgentKey:       s.Agents.pair.Key,
 		fileEtcdCert:       s.Etcd.pair.Cert,
 		fileEtcdKey:        s.Etcd.pair.Key,
 		fileFrontProxyCert: s.FrontProxy.pair.Cert,
@@ -128,8 +135,8 @@ func ParseSet(files map[string][]byte) (*Set, error) {
 
 func parseSet(files map[string][]byte) (*Set, error) {
 	for _, path := range []string{
-		fileCACert, fileCAKey, fileEtcdCert, fileEtcdKey, fileFrontProxyCert, fileFrontProxyKey,
-		fileSAPrivate, fileSAPublic, fileEncryption,
+		fileCACert, fileCAKey, fileAgentCert, fileAgentKey, fileEtcdCert, fileEtcdKey,
+		fileFrontProxyCert, fileFrontProxyKey, fileSAPrivate, fileSAPublic, fileEncryption,
 	} {
 		if len(files[path]) == 0 {
 			return nil, fmt.Errorf("%s is missing or empty: restore it from a snapshot or another server", path)
@@ -141,6 +148,7 @@ func parseSet(files map[string][]byte) (*Set, error) {
 		to        **Authority
 	}{
 		{fileCACert, fileCAKey, &s.Cluster},
+		{fileAgentCert, fileAgentKey, &s.Agents},
 		{fileEtcdCert, fileEtcdKey, &s.Etcd},
 		{fileFrontProxyCert, fileFrontProxyKey, &s.FrontProxy},
 	} {
@@ -160,9 +168,10 @@ func parseSet(files map[string][]byte) (*Set, error) {
 }
 
 // checkApart refuses authorities that share a key: a user of the API could
-// then pass as the front proxy and become anybody, or write to etcd.
+// then pass as the front proxy and become anybody, write to etcd, or command
+// agents.
 func (s *Set) checkApart() error {
-	all := []*Authority{s.Cluster, s.Etcd, s.FrontProxy}
+	all := []*Authority{s.Cluster, s.Agents, s.Etcd, s.FrontProxy}
 	for i, a := range all {
 		for _, b := range all[:i] {
 			if samePublicKey(a.cert.PublicKey, b.cert.PublicKey) {
@@ -203,6 +212,12 @@ func (s *Set) EtcdClientPair(name string, now time.Time) (Pair, error) {
 	return s.Etcd.issueFor(now, Request{CommonName: name, Client: true})
 }
 
+// EndpointPair makes a client certificate for an API balancer that runs
+// elsewhere than on a node: it may ask API servers for /readyz and no more.
+func (s *Set) EndpointPair(now time.Time) (Pair, error) {
+	return s.Cluster.issueFor(now, client(UserEndpoint))
+}
+
 // AgentClientPair makes the client certificate with which a person's command
 // line talks to agents. Name says whose it is, for the agents' logs; its
 // common name is kuorum:admin:NAME.
@@ -210,7 +225,7 @@ func (s *Set) AgentClientPair(name string, now time.Time) (Pair, error) {
 	if name == "" {
 		return Pair{}, errors.New("cannot issue certificate for the agents: the name of its holder is empty")
 	}
-	return s.Cluster.issueFor(now, Request{
+	return s.Agents.issueFor(now, Request{
 		CommonName: userAdminPrefix + name, Organizations: []string{GroupAdmins}, Client: true,
 	})
 }

@@ -29,7 +29,7 @@ func newTestSet(t testing.TB) *Set {
 func TestNewSet(t *testing.T) {
 	a, b := newTestSet(t), newTestSet(t)
 	for name, authority := range map[string]*Authority{
-		"kubernetes": a.Cluster, "etcd-ca": a.Etcd, "front-proxy-ca": a.FrontProxy,
+		"kubernetes": a.Cluster, "kuorum-agents": a.Agents, "etcd-ca": a.Etcd, "front-proxy-ca": a.FrontProxy,
 	} {
 		if authority.cert.Subject.CommonName != name {
 			t.Errorf("authority %q is called %q", name, authority.cert.Subject.CommonName)
@@ -58,7 +58,7 @@ func TestSetRoundTrip(t *testing.T) {
 	s := newTestSet(t)
 	files := s.Files()
 	want := []string{
-		"ca.crt", "ca.key", "encryption.key", "etcd/ca.crt", "etcd/ca.key",
+		"agent-ca.crt", "agent-ca.key", "ca.crt", "ca.key", "encryption.key", "etcd/ca.crt", "etcd/ca.key",
 		"front-proxy-ca.crt", "front-proxy-ca.key", "sa.key", "sa.pub",
 	}
 	if diff := cmp.Diff(want, slices.Sorted(maps.Keys(files))); diff != "" {
@@ -89,6 +89,9 @@ func TestParseSetRefuses(t *testing.T) {
 		"swapped keys":                 {change{"ca.key": s.Etcd.pair.Key, "etcd/ca.key": s.Cluster.pair.Key}, "another certificate"},
 		"one authority twice": {
 			change{"etcd/ca.crt": s.Cluster.pair.Cert, "etcd/ca.key": s.Cluster.pair.Key}, "have the same key",
+		},
+		"one authority for agents": {
+			change{"agent-ca.crt": s.Cluster.pair.Cert, "agent-ca.key": s.Cluster.pair.Key}, "have the same key",
 		},
 		"one authority as front proxy": {
 			change{"front-proxy-ca.crt": s.Etcd.pair.Cert, "front-proxy-ca.key": s.Etcd.pair.Key}, "have the same key",
@@ -131,9 +134,10 @@ func TestPersonalPairs(t *testing.T) {
 			s.Etcd,
 			description{User: "etcdctl", Client: true},
 		},
+		"endpoint": {s.EndpointPair, s.Cluster, description{User: "kuorum:endpoint", Client: true}},
 		"agent": {
 			func(now time.Time) (Pair, error) { return s.AgentClientPair("lab", now) },
-			s.Cluster,
+			s.Agents,
 			description{User: "kuorum:admin:lab", Groups: []string{"kuorum:admins"}, Client: true},
 		},
 	}

@@ -9,7 +9,7 @@ import (
 )
 
 // ServerTLS is for an agent's own API: it takes only clients with a certificate
-// of the authority that are agents or admins.
+// of the agents' authority, caPEM, that are agents or admins.
 func ServerTLS(caPEM []byte, pair Pair) (*tls.Config, error) {
 	config, pool, err := baseTLS(caPEM, pair)
 	if err != nil {
@@ -20,7 +20,8 @@ func ServerTLS(caPEM []byte, pair Pair) (*tls.Config, error) {
 	return config, nil
 }
 
-// ClientTLS is for calls to an agent. ServerName is the node's name or address:
+// ClientTLS is for calls to an agent, which must prove itself by a certificate
+// of the agents' authority, caPEM. ServerName is the node's name or address:
 // what the agent's certificate must be made out to, wherever it is dialled.
 // Empty means the address that is dialled, which http.Transport and tls.Dialer
 // fill in; tls.Client alone refuses an empty one.
@@ -53,9 +54,9 @@ func baseTLS(caPEM []byte, pair Pair) (*tls.Config, *x509.CertPool, error) {
 }
 
 // verifyAgentPeer runs after the chain was verified, on resumed sessions too.
-// The chain is not enough: the same authority signs for kubelets, and for
-// whoever gets a certificate request approved in Kubernetes. It guards both
-// directions, so that a kubelet cannot pose as the agent of its node either.
+// The agents' authority signs for nobody but agents and admins; that the
+// certificate says so as well keeps a mistake in one place from opening the
+// agents. It guards both directions.
 func verifyAgentPeer(state tls.ConnectionState) error {
 	if len(state.VerifiedChains) == 0 {
 		return errors.New("the peer has no verified certificate")

@@ -79,7 +79,7 @@ func exchange(conn *tls.Conn) error {
 
 func TestServerTLSChoosesItsClients(t *testing.T) {
 	s, other := newTestSet(t), newTestSet(t)
-	ca := s.Cluster.pair.Cert
+	ca := s.Agents.pair.Cert
 	cp1, w1 := nodeFiles(t, s, "cp1", testNow), nodeFiles(t, s, "w1", testNow)
 	admin, err := s.AgentClientPair("lab", testNow)
 	if err != nil {
@@ -89,16 +89,15 @@ func TestServerTLSChoosesItsClients(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	etcdAdmin, err := s.Etcd.issueFor(testNow, Request{CommonName: "x", Organizations: []string{GroupAdmins}, Client: true})
-	if err != nil {
-		t.Fatal(err)
+	issue := func(by *Authority, req Request) Pair {
+		pair, err := by.issueFor(testNow, req)
+		if err != nil {
+			t.Fatal(err)
+		}
+		return pair
 	}
-	serverOnly, err := s.Cluster.issueFor(testNow, Request{
-		CommonName: "x", Organizations: []string{GroupAgents}, Names: []string{"cp1"}, Server: true,
-	})
-	if err != nil {
-		t.Fatal(err)
-	}
+	admins := Request{CommonName: "x", Organizations: []string{GroupAdmins}, Client: true}
+	serverOnly := Request{CommonName: "x", Organizations: []string{GroupAgents}, Names: []string{"cp1"}, Server: true}
 	server := atTestNow(t)(ServerTLS(ca, filePair(cp1, "pki/agent")))
 	tests := map[string]struct {
 		pair Pair
@@ -107,17 +106,19 @@ func TestServerTLSChoosesItsClients(t *testing.T) {
 		"agent of a worker":        {filePair(w1, "pki/agent"), ""},
 		"agent itself":             {filePair(cp1, "pki/agent"), ""},
 		"admin":                    {admin, ""},
-		"kubelet":                  {configPair(t, w1["kubelet.conf"]), "neither an agent nor an admin"},
-		"kubernetes admin":         {configPair(t, cp1["admin.conf"]), "neither an agent nor an admin"},
-		"balancer":                 {filePair(w1, "pki/endpoint"), "neither an agent nor an admin"},
-		"admin of another cluster": {stranger, "certificate"},
-		"admin by etcd":            {etcdAdmin, "certificate"},
-		"server's certificate":     {serverOnly, "certificate"},
+		"somebody else":            {issue(s.Agents, client("x", "system:masters")), "neither an agent nor an admin"},
+		"kubelet":                  {configPair(t, w1["kubelet.conf"]), "unknown authority"},
+		"kubernetes admin":         {configPair(t, cp1["admin.conf"]), "unknown authority"},
+		"balancer":                 {filePair(w1, "pki/endpoint"), "unknown authority"},
+		"admin of another cluster": {stranger, "unknown authority"},
+		"admin by kubernetes":      {issue(s.Cluster, admins), "unknown authority"},
+		"admin by etcd":            {issue(s.Etcd, admins), "unknown authority"},
+		"server's certificate":     {issue(s.Agents, serverOnly), "incompatible key usage"},
 	}
 	for name, test := range tests {
 		for _, version := range []uint16{tls.VersionTLS12, tls.VersionTLS13} {
 			t.Run(name+" "+tls.VersionName(version), func(t *testing.T) {
-				client := atTestNow(t)(ClientTLS(ca, test.pair, "cp1"))
+				client := insist(atTestNow(t)(ClientTLS(ca, test.pair, "cp1")))
 				client.MaxVersion = version
 				checkHandshake(t, server, client, test.want)
 			})
@@ -138,6 +139,15 @@ func TestServerTLSChoosesItsClients(t *testing.T) {
 		late.Time = func() time.Time { return testNow.Add(366 * day) }
 		checkHandshake(t, late, atTestNow(t)(ClientTLS(ca, admin, "cp1")), "expired")
 	})
+}
+
+// insist makes a client send its certificate although the server has said that
+// it takes none of its authority; an honest client would send none.
+func insist(client *tls.Config) *tls.Config {
+	client.GetClientCertificate = func(*tls.CertificateRequestInfo) (*tls.Certificate, error) {
+		return &client.Certificates[0], nil
+	}
+	return client
 }
 
 // checkHandshake wants both sides to succeed, or both to fail, the server with
@@ -161,9 +171,13 @@ func checkHandshake(t *testing.T, server, client *tls.Config, want string) {
 
 func TestClientTLSChoosesItsServer(t *testing.T) {
 	s, other := newTestSet(t), newTestSet(t)
-	ca := s.Cluster.pair.Cert
+	ca := s.Agents.pair.Cert
 	cp1 := nodeFiles(t, s, "cp1", testNow)
 	admin, err := s.AgentClientPair("lab", testNow)
+	if err != nil {
+		t.Fatal(err)
+	}
+	noAgent, err := s.Agents.issueFor(testNow, Request{CommonName: "x", Names: []string{"cp1"}, Server: true})
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -176,8 +190,9 @@ func TestClientTLSChoosesItsServer(t *testing.T) {
 		"by address":      {filePair(cp1, "pki/agent"), "198.18.0.11", ""},
 		"by loopback":     {filePair(cp1, "pki/agent"), "127.0.0.1", ""},
 		"other node":      {filePair(cp1, "pki/agent"), "cp2", "valid for"},
-		"kubelet":         {filePair(cp1, "pki/kubelet"), "cp1", "neither an agent nor an admin"},
-		"API server":      {filePair(cp1, "pki/apiserver"), "cp1", "neither an agent nor an admin"},
+		"no agent":        {noAgent, "cp1", "neither an agent nor an admin"},
+		"kubelet":         {filePair(cp1, "pki/kubelet"), "cp1", "unknown authority"},
+		"API server":      {filePair(cp1, "pki/apiserver"), "cp1", "unknown authority"},
 		"etcd":            {filePair(cp1, "pki/etcd/server"), "cp1", "unknown authority"},
 		"another cluster": {filePair(nodeFiles(t, other, "cp1", testNow), "pki/agent"), "cp1", "authority"},
 	}
@@ -198,12 +213,12 @@ func TestClientTLSChoosesItsServer(t *testing.T) {
 // Without a server name the address that is dialled counts, never nothing.
 func TestClientTLSWithoutServerName(t *testing.T) {
 	s := newTestSet(t)
-	ca := s.Cluster.pair.Cert
+	ca := s.Agents.pair.Cert
 	admin, err := s.AgentClientPair("lab", testNow)
 	if err != nil {
 		t.Fatal(err)
 	}
-	elsewhere, err := s.Cluster.issueFor(testNow, Request{
+	elsewhere, err := s.Agents.issueFor(testNow, Request{
 		CommonName: "kuorum:agent:w1", Organizations: []string{GroupAgents},
 		IPs: []netip.Addr{netip.MustParseAddr("198.18.0.21")}, Server: true,
 	})
@@ -243,8 +258,8 @@ func TestTLSRefusesBadInput(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	ca := s.Cluster.pair.Cert
-	mixed := Pair{Cert: pair.Cert, Key: s.Cluster.pair.Key}
+	ca := s.Agents.pair.Cert
+	mixed := Pair{Cert: pair.Cert, Key: s.Agents.pair.Key}
 	if _, err := ClientTLS(ca, mixed, "cp1"); err == nil {
 		t.Error("a client with the key of another was made")
 	}

@@ -133,8 +133,7 @@ func TestSecureFromTheStart(t *testing.T) {
 			t.Errorf("%s answers a stranger: %s", url, r.out)
 		}
 	}
-	// A kubelet's certificate is of the same authority and opens neither the
-	// agents' API nor other nodes' objects.
+	// A kubelet's certificate does not open other nodes' objects.
 	if r := try(t, "-c", l.name, "kubectl", "--as=system:node:cp1", "--as-group=system:nodes", "label", "node", "cp2", "x=y"); r.code == 0 {
 		t.Error("a node may change another node")
 	}

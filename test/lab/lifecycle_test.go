@@ -195,8 +195,10 @@ func TestUpFromFile(t *testing.T) {
 			t.Errorf("a worker runs %s", c.Name)
 		}
 	}
-	if _, err := os.Stat(filepath.Join(tests.dir, "labs/custom/machines/beta/etc/kuorum/pki/ca.key")); err == nil {
-		t.Error("a worker has the authority's key")
+	for _, name := range []string{"ca.key", "agent-ca.key"} {
+		if _, err := os.Stat(filepath.Join(tests.dir, "labs/custom/machines/beta/etc/kuorum/pki", name)); err == nil {
+			t.Errorf("a worker has an authority's key: %s", name)
+		}
 	}
 	if shown := kuorum(t, "config", "show", "custom"); !strings.Contains(shown, "backend: host-gw") || !strings.Contains(shown, "quotaMiB: 2048") {
 		t.Errorf("config show prints\n%s", shown)

@@ -1,0 +1,58 @@
+package cli
+
+import (
+	"os"
+	"path/filepath"
+	"testing"
+	"time"
+
+	"kuorum/internal/cluster"
+	"kuorum/internal/pki"
+)
+
+// TestNodeTarget: a worker's own files are enough to ask all agents, and each
+// of those it needs is missed.
+func TestNodeTarget(t *testing.T) {
+	spec, err := cluster.New("demo", 1, 1)
+	if err != nil {
+		t.Fatal(err)
+	}
+	set, err := pki.NewSet(time.Now())
+	if err != nil {
+		t.Fatal(err)
+	}
+	files, err := set.NodeFiles(spec, spec.Spec.Nodes[1], time.Now())
+	if err != nil {
+		t.Fatal(err)
+	}
+	text, err := spec.YAML()
+	if err != nil {
+		t.Fatal(err)
+	}
+	dir := t.TempDir()
+	for _, f := range append(files, pki.File{Path: "cluster.yaml", Data: text, Mode: 0o644}) {
+		path := filepath.Join(dir, f.Path)
+		if err := os.MkdirAll(filepath.Dir(path), 0o755); err != nil {
+			t.Fatal(err)
+		}
+		if err := os.WriteFile(path, f.Data, f.Mode); err != nil {
+			t.Fatal(err)
+		}
+	}
+	got, err := nodeTarget(dir)
+	if err != nil || got.spec.Metadata.Name != "demo" {
+		t.Fatalf("a worker cannot ask: %v", err)
+	}
+	for _, name := range []string{"cluster.yaml", "pki/agent-ca.crt", "pki/agent.crt", "pki/agent.key"} {
+		path := filepath.Join(dir, name)
+		if err := os.Rename(path, path+".away"); err != nil {
+			t.Fatal(err)
+		}
+		if _, err := nodeTarget(dir); err == nil {
+			t.Errorf("nobody misses %s", name)
+		}
+		if err := os.Rename(path+".away", path); err != nil {
+			t.Fatal(err)
+		}
+	}
+}
