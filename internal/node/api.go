@@ -19,19 +19,14 @@ import (
 )
 
 // serveAPI answers other agents and the CLI on the node's address and on
-// loopback, to callers with an agent's or administrator's certificate only.
+// loopback. Callers without a certificate get as far as the routes here.
 func (a *Agent) serveAPI(ctx context.Context) error {
 	tlsConfig, err := agentTLS()
 	if err != nil {
 		return fmt.Errorf("cannot serve the agent's API: %w", err)
 	}
 	mux := http.NewServeMux()
-	mux.HandleFunc("GET /v1/health", func(w http.ResponseWriter, _ *http.Request) {
-		writeJSON(w, map[string]bool{"ok": true})
-	})
-	mux.HandleFunc("GET "+agent.StatusPath, func(w http.ResponseWriter, r *http.Request) {
-		writeJSON(w, a.Status(r.Context()))
-	})
+	mux.Handle("/", membersOnly(a.membersAPI()))
 	server := &http.Server{Handler: mux, TLSConfig: tlsConfig, ReadHeaderTimeout: 5 * time.Second, IdleTimeout: time.Minute}
 	failed := make(chan error, 2)
 	for _, address := range []string{a.machine.Node.Address, "127.0.0.1"} {
@@ -50,6 +45,32 @@ func (a *Agent) serveAPI(ctx context.Context) error {
 		return fmt.Errorf("cannot close the agent's API: %w", err)
 	}
 	return nil
+}
+
+// membersAPI is what agents and administrators may ask.
+func (a *Agent) membersAPI() http.Handler {
+	mux := http.NewServeMux()
+	mux.HandleFunc("GET /v1/health", func(w http.ResponseWriter, _ *http.Request) {
+		writeJSON(w, map[string]bool{"ok": true})
+	})
+	mux.HandleFunc("GET "+agent.StatusPath, func(w http.ResponseWriter, r *http.Request) {
+		writeJSON(w, a.Status(r.Context()))
+	})
+	return mux
+}
+
+// membersOnly refuses callers without a certificate; those with a wrong one
+// have not come through TLS. Their connection is closed, so that nobody waits
+// for the rest of what a stranger sends.
+func membersOnly(next http.Handler) http.Handler {
+	return http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
+		if _, _, ok := pki.Peer(r.TLS); !ok {
+			w.Header().Set("Connection", "close")
+			http.Error(w, "only for agents and administrators with a certificate of this cluster", http.StatusUnauthorized)
+			return
+		}
+		next.ServeHTTP(w, r)
+	})
 }
 
 func writeJSON(w http.ResponseWriter, value any) {

@@ -321,6 +321,18 @@ func parseCertificate(data []byte) (*x509.Certificate, error) {
 	return cert, nil
 }
 
+// parseRoot takes the certificate of an authority, without its key.
+func parseRoot(data []byte) (*x509.Certificate, error) {
+	cert, err := parseCertificate(data)
+	if err != nil {
+		return nil, err
+	}
+	if err := checkRoot(cert); err != nil {
+		return nil, fmt.Errorf("%q: %w", cert.Subject.CommonName, err)
+	}
+	return cert, nil
+}
+
 func parseKey(data []byte) (crypto.Signer, error) {
 	block, err := decode(data)
 	if err != nil {

@@ -8,15 +8,25 @@ import (
 	"slices"
 )
 
-// ServerTLS is for an agent's own API: it takes only clients with a certificate
-// of the agents' authority, caPEM, that are agents or admins.
+// ServerTLS is for an agent's own API. It takes clients with a certificate of
+// the agents' authority, caPEM, that are agents or admins, and clients without
+// any, because a machine that joins has none yet: ask Peer at each request who
+// calls. Every other certificate ends the handshake. The authority's own
+// certificate is sent along, for machines that know only its pin.
 func ServerTLS(caPEM []byte, pair Pair) (*tls.Config, error) {
-	config, pool, err := baseTLS(caPEM, pair)
+	config, ca, err := baseTLS(caPEM, pair)
 	if err != nil {
 		return nil, fmt.Errorf("cannot set up TLS of an agent: %w", err)
 	}
-	config.ClientAuth = tls.RequireAndVerifyClientCert
-	config.ClientCAs = pool
+	config.Certificates[0].Certificate = append(config.Certificates[0].Certificate, ca.Raw)
+	config.ClientAuth = tls.VerifyClientCertIfGiven
+	config.ClientCAs = poolOf(ca)
+	config.VerifyConnection = func(state tls.ConnectionState) error {
+		if len(state.PeerCertificates) == 0 {
+			return nil
+		}
+		return verifyAgentPeer(state)
+	}
 	return config, nil
 }
 
@@ -26,31 +36,49 @@ func ServerTLS(caPEM []byte, pair Pair) (*tls.Config, error) {
 // Empty means the address that is dialled, which http.Transport and tls.Dialer
 // fill in; tls.Client alone refuses an empty one.
 func ClientTLS(caPEM []byte, pair Pair, serverName string) (*tls.Config, error) {
-	config, pool, err := baseTLS(caPEM, pair)
+	config, ca, err := baseTLS(caPEM, pair)
 	if err != nil {
 		return nil, fmt.Errorf("cannot set up TLS to an agent: %w", err)
 	}
-	config.RootCAs = pool
+	config.RootCAs = poolOf(ca)
+	config.VerifyConnection = verifyAgentPeer
 	config.ServerName = serverName
 	return config, nil
 }
 
-func baseTLS(caPEM []byte, pair Pair) (*tls.Config, *x509.CertPool, error) {
-	ca, err := parseCertificate(caPEM)
+func baseTLS(caPEM []byte, pair Pair) (*tls.Config, *x509.Certificate, error) {
+	ca, err := parseRoot(caPEM)
 	if err != nil {
-		return nil, nil, err
+		return nil, nil, fmt.Errorf("the authority: %w", err)
 	}
 	cert, err := tls.X509KeyPair(pair.Cert, pair.Key)
 	if err != nil {
 		return nil, nil, fmt.Errorf("certificate and key: %w", err)
 	}
+	return &tls.Config{MinVersion: tls.VersionTLS12, Certificates: []tls.Certificate{cert}}, ca, nil
+}
+
+func poolOf(ca *x509.Certificate) *x509.CertPool {
 	pool := x509.NewCertPool()
 	pool.AddCert(ca)
-	return &tls.Config{
-		MinVersion:       tls.VersionTLS12,
-		Certificates:     []tls.Certificate{cert},
-		VerifyConnection: verifyAgentPeer,
-	}, pool, nil
+	return pool
+}
+
+// Peer tells who calls, by the state of a connection that ServerTLS or
+// ClientTLS made: the common name of the certificate, and GroupAgents or
+// GroupAdmins. It is false for callers without a certificate (and without
+// TLS): they are strangers, whatever they say.
+func Peer(state *tls.ConnectionState) (name, group string, ok bool) {
+	if state == nil || len(state.VerifiedChains) == 0 {
+		return "", "", false
+	}
+	subject := state.VerifiedChains[0][0].Subject
+	for _, group := range []string{GroupAgents, GroupAdmins} {
+		if slices.Contains(subject.Organization, group) {
+			return subject.CommonName, group, true
+		}
+	}
+	return "", "", false
 }
 
 // verifyAgentPeer runs after the chain was verified, on resumed sessions too.
@@ -61,10 +89,9 @@ func verifyAgentPeer(state tls.ConnectionState) error {
 	if len(state.VerifiedChains) == 0 {
 		return errors.New("the peer has no verified certificate")
 	}
-	subject := state.VerifiedChains[0][0].Subject
-	if slices.Contains(subject.Organization, GroupAgents) || slices.Contains(subject.Organization, GroupAdmins) {
+	if _, _, ok := Peer(&state); ok {
 		return nil
 	}
 	return fmt.Errorf("%q is neither an agent nor an admin: its certificate needs the organization %s or %s",
-		subject.CommonName, GroupAgents, GroupAdmins)
+		state.VerifiedChains[0][0].Subject.CommonName, GroupAgents, GroupAdmins)
 }

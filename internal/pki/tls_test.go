@@ -2,6 +2,7 @@ package pki
 
 import (
 	"crypto/tls"
+	"crypto/x509"
 	"errors"
 	"io"
 	"log/slog"
@@ -13,6 +14,7 @@ import (
 	"testing"
 	"time"
 
+	"github.com/google/go-cmp/cmp"
 	"k8s.io/client-go/tools/clientcmd"
 )
 
@@ -124,11 +126,6 @@ func TestServerTLSChoosesItsClients(t *testing.T) {
 			})
 		}
 	}
-	t.Run("no certificate", func(t *testing.T) {
-		client := atTestNow(t)(ClientTLS(ca, admin, "cp1"))
-		client.Certificates = nil
-		checkHandshake(t, server, client, "certificate")
-	})
 	t.Run("TLS 1.1", func(t *testing.T) {
 		client := atTestNow(t)(ClientTLS(ca, admin, "cp1"))
 		client.MinVersion, client.MaxVersion = tls.VersionTLS11, tls.VersionTLS11
@@ -269,7 +266,67 @@ func TestTLSRefusesBadInput(t *testing.T) {
 	if _, err := ServerTLS(nil, pair); err == nil {
 		t.Error("a server without authority was made")
 	}
+	if _, err := ServerTLS(pair.Cert, pair); err == nil || !strings.Contains(err.Error(), "may not sign") {
+		t.Errorf("a server with a leaf for its authority: %v", err)
+	}
 	if err := verifyAgentPeer(tls.ConnectionState{}); err == nil {
 		t.Error("a peer without certificate was taken")
+	}
+}
+
+// Who calls is known only of those that the agents' authority vouches for; a
+// certificate that an honest client keeps back leaves a stranger.
+func TestPeer(t *testing.T) {
+	s := newTestSet(t)
+	ca := s.Agents.pair.Cert
+	cp1, w1 := nodeFiles(t, s, "cp1", testNow), nodeFiles(t, s, "w1", testNow)
+	admin, err := s.AgentClientPair("lab", testNow)
+	if err != nil {
+		t.Fatal(err)
+	}
+	type peer struct {
+		Name, Group string
+		OK          bool
+	}
+	server := atTestNow(t)(ServerTLS(ca, filePair(cp1, "pki/agent")))
+	for name, test := range map[string]struct {
+		pair Pair
+		want peer
+	}{
+		"agent":   {filePair(w1, "pki/agent"), peer{"kuorum:agent:w1", GroupAgents, true}},
+		"admin":   {admin, peer{"kuorum:admin:lab", GroupAdmins, true}},
+		"kubelet": {configPair(t, w1["kubelet.conf"]), peer{}},
+		"nobody":  {Pair{}, peer{}},
+	} {
+		for _, version := range []uint16{tls.VersionTLS12, tls.VersionTLS13} {
+			t.Run(name+" "+tls.VersionName(version), func(t *testing.T) {
+				client := atTestNow(t)(ClientTLS(ca, admin, "cp1"))
+				client.MaxVersion, client.Certificates = version, nil
+				if test.pair.Cert != nil {
+					client.Certificates = atTestNow(t)(ClientTLS(ca, test.pair, "cp1")).Certificates
+				}
+				var got peer
+				watched := server.Clone()
+				watched.VerifyConnection = func(state tls.ConnectionState) error {
+					got.Name, got.Group, got.OK = Peer(&state)
+					return server.VerifyConnection(state)
+				}
+				checkHandshake(t, watched, client, "")
+				if diff := cmp.Diff(test.want, got); diff != "" {
+					t.Errorf("peer (-want +got):\n%s", diff)
+				}
+			})
+		}
+	}
+	agent := mustParse(t, cp1["pki/agent.crt"].Data)
+	for who, state := range map[string]*tls.ConnectionState{
+		"no TLS":         nil,
+		"no certificate": {},
+		"not verified":   {PeerCertificates: []*x509.Certificate{agent}},
+		"somebody else":  {VerifiedChains: [][]*x509.Certificate{{mustParse(t, cp1["pki/kubelet.crt"].Data)}}},
+	} {
+		if name, group, ok := Peer(state); ok || name != "" || group != "" {
+			t.Errorf("%s: %q of %q", who, name, group)
+		}
 	}
 }

@@ -122,13 +122,14 @@ func TestSecureFromTheStart(t *testing.T) {
 		{"https://198.18.0.11:6444/api", "401"},
 		{"https://198.18.0.11:6444/api/v1/namespaces/kube-system/secrets", "401"},
 		{"https://198.18.0.11:10250/pods", "401"},
+		{"https://198.18.0.11:9443/v1/status", "401"},
 		{"https://198.18.0.11:10250/metrics", "401"},
 	} {
 		if got := curl(test.url); got != test.want {
 			t.Errorf("%s answers %s to a stranger, want %s", test.url, got, test.want)
 		}
 	}
-	for _, url := range []string{"https://198.18.0.11:2379/health", "https://198.18.0.11:2380/version", "https://198.18.0.11:9443/v1/status", "http://198.18.0.11:10255/pods"} {
+	for _, url := range []string{"https://198.18.0.11:2379/health", "https://198.18.0.11:2380/version", "http://198.18.0.11:10255/pods"} {
 		if r := try(t, "-c", l.name, "lab", "console", "cp2", "--", "curl", "-sk", "--max-time", "5", url); r.code == 0 && r.out != "" {
 			t.Errorf("%s answers a stranger: %s", url, r.out)
 		}

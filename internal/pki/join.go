@@ -1,0 +1,100 @@
+package pki
+
+import (
+	"crypto/sha256"
+	"crypto/tls"
+	"crypto/x509"
+	"encoding/hex"
+	"errors"
+	"fmt"
+	"slices"
+	"strings"
+)
+
+const pinPrefix = "sha256:"
+
+// Pin is the short name of an authority by which a joining machine knows that
+// it talks to the right cluster: "sha256:" and the SHA-256, in hexadecimal, of
+// the SubjectPublicKeyInfo of the certificate, as kubeadm has it. It is no
+// secret, but whoever can change it on its way can pose as the cluster.
+func Pin(caPEM []byte) (string, error) {
+	ca, err := parseRoot(caPEM)
+	if err != nil {
+		return "", fmt.Errorf("cannot pin authority: %w", err)
+	}
+	return pinOf(ca), nil
+}
+
+func pinOf(cert *x509.Certificate) string {
+	sum := sha256.Sum256(cert.RawSubjectPublicKeyInfo)
+	return pinPrefix + hex.EncodeToString(sum[:])
+}
+
+func checkPin(pin string) error {
+	digits, ok := strings.CutPrefix(pin, pinPrefix)
+	if sum, err := hex.DecodeString(digits); !ok || err != nil || len(sum) != sha256.Size || strings.ToLower(digits) != digits {
+		return fmt.Errorf("the pin %q of the authority is not %q and %d hexadecimal digits: copy it whole and unchanged",
+			pin, pinPrefix, 2*sha256.Size)
+	}
+	return nil
+}
+
+// JoinTLS is for the first call of a joining machine to an agent. The machine
+// has no certificate and does not know the cluster's authorities yet: it trusts
+// only an agent whose authority has that pin (see Pin), and that is called
+// serverName: the name or IP address that is dialled. serverName must be given
+// here because a TLS connection does not know the IP address that it was made
+// for: its ServerName is empty then.
+func JoinTLS(pin, serverName string) (*tls.Config, error) {
+	if err := checkPin(pin); err != nil {
+		return nil, fmt.Errorf("cannot set up TLS to join: %w", err)
+	}
+	if serverName == "" {
+		return nil, errors.New("cannot set up TLS to join: the name or address of the server is empty")
+	}
+	config := &tls.Config{
+		MinVersion: tls.VersionTLS13, // both ends are kuorum's
+		ServerName: serverName,
+		// The roots to verify against are only known once the server has sent its
+		// authority. So crypto/tls verifies nothing here but that the server has
+		// the key of its certificate, and VerifyConnection all the rest; it runs
+		// for every connection, and its error ends the handshake before any
+		// request, with the token in it, is sent.
+		InsecureSkipVerify: true,
+	}
+	config.VerifyConnection = func(state tls.ConnectionState) error {
+		options := x509.VerifyOptions{DNSName: serverName, KeyUsages: []x509.ExtKeyUsage{x509.ExtKeyUsageServerAuth}}
+		if config.Time != nil {
+			options.CurrentTime = config.Time()
+		}
+		return verifyPinned(state.PeerCertificates, pin, options)
+	}
+	return config, nil
+}
+
+// verifyPinned takes the chain as the server sent it: its own certificate
+// first, its authority's somewhere after it.
+func verifyPinned(chain []*x509.Certificate, pin string, options x509.VerifyOptions) error {
+	if len(chain) < 2 {
+		return errors.New("the server does not send the certificate of its authority: it is no agent of kuorum")
+	}
+	leaf, sent := chain[0], chain[1:]
+	at := slices.IndexFunc(sent, func(cert *x509.Certificate) bool { return pinOf(cert) == pin })
+	if at < 0 {
+		return fmt.Errorf("the server's authority has the pin %s, but %s was given: it is another cluster, or somebody in between; "+
+			"compare the pin with the one that the cluster shows", pinOf(sent[len(sent)-1]), pin)
+	}
+	// Only the key is pinned. Its own signature shows that the rest of the
+	// certificate, its life for one, is genuine as well.
+	if err := checkRoot(sent[at]); err != nil {
+		return fmt.Errorf("the authority of the server: %w", err)
+	}
+	options.Roots = poolOf(sent[at])
+	if _, err := leaf.Verify(options); err != nil {
+		return fmt.Errorf("the certificate of the server: %w", err)
+	}
+	if !slices.Contains(leaf.Subject.Organization, GroupAgents) {
+		return fmt.Errorf("%q is not an agent: its certificate needs the organization %s", leaf.Subject.CommonName, GroupAgents)
+	}
+	return nil
+}
