@@ -87,11 +87,19 @@ func NewAuthority(name string, now time.Time, life time.Duration) (*Authority, e
 		IsCA:                  true,
 		MaxPathLenZero:        true,
 	}
-	pair, err := sign(template, nil)
+	key, err := newKey()
 	if err != nil {
 		return nil, fmt.Errorf("cannot make authority %q: %w", name, err)
 	}
-	return ParseAuthority(pair.Cert, pair.Key)
+	cert, err := certify(template, &key.PublicKey, template, key)
+	if err != nil {
+		return nil, fmt.Errorf("cannot make authority %q: %w", name, err)
+	}
+	encoded, err := encodeKey(key)
+	if err != nil {
+		return nil, fmt.Errorf("cannot make authority %q: %w", name, err)
+	}
+	return ParseAuthority(cert, encoded)
 }
 
 // ParseAuthority reads an authority back. It takes exactly one self-signed
@@ -133,23 +141,45 @@ func (a *Authority) NotAfter() time.Time { return a.cert.NotAfter }
 // error, to the authority's own. A NotBefore at or after the authority's end
 // is refused with ErrExpired.
 func (a *Authority) Issue(req Request) (Pair, error) {
-	if err := req.check(); err != nil {
-		return Pair{}, fmt.Errorf("cannot issue certificate %q: %w", req.CommonName, err)
-	}
-	if err := a.checkTime(req.NotBefore); err != nil {
-		return Pair{}, fmt.Errorf("cannot issue certificate %q: %w", req.CommonName, err)
-	}
-	pair, err := sign(a.template(req), a)
+	key, err := newKey()
 	if err != nil {
 		return Pair{}, fmt.Errorf("cannot issue certificate %q: %w", req.CommonName, err)
 	}
-	return pair, nil
+	encoded, err := encodeKey(key)
+	if err != nil {
+		return Pair{}, fmt.Errorf("cannot issue certificate %q: %w", req.CommonName, err)
+	}
+	cert, err := a.issueTo(&key.PublicKey, req)
+	if err != nil {
+		return Pair{}, err
+	}
+	return Pair{Cert: cert, Key: encoded}, nil
+}
+
+// issueTo is Issue for a key that somebody else has.
+func (a *Authority) issueTo(key *ecdsa.PublicKey, req Request) ([]byte, error) {
+	if err := req.check(); err != nil {
+		return nil, fmt.Errorf("cannot issue certificate %q: %w", req.CommonName, err)
+	}
+	if err := a.checkTime(req.NotBefore); err != nil {
+		return nil, fmt.Errorf("cannot issue certificate %q: %w", req.CommonName, err)
+	}
+	cert, err := certify(a.template(req), key, a.cert, a.key)
+	if err != nil {
+		return nil, fmt.Errorf("cannot issue certificate %q: %w", req.CommonName, err)
+	}
+	return cert, nil
 }
 
 // issueFor issues a certificate that is valid from now for leafLife.
 func (a *Authority) issueFor(now time.Time, req Request) (Pair, error) {
-	req.NotBefore, req.NotAfter = now, now.Add(leafLife)
-	return a.Issue(req)
+	return a.Issue(req.lasting(now, leafLife))
+}
+
+// lasting is the request for a certificate that is valid from now for life.
+func (r Request) lasting(now time.Time, life time.Duration) Request {
+	r.NotBefore, r.NotAfter = now, now.Add(life)
+	return r
 }
 
 func (a *Authority) checkTime(now time.Time) error {
@@ -209,34 +239,29 @@ func (r Request) check() error {
 	return nil
 }
 
-// sign makes a key, completes the template with what every certificate has,
-// and signs it by the authority, or by its own key if there is none.
-func sign(template *x509.Certificate, by *Authority) (Pair, error) {
+func newKey() (*ecdsa.PrivateKey, error) {
 	key, err := ecdsa.GenerateKey(elliptic.P256(), rand.Reader)
 	if err != nil {
-		return Pair{}, fmt.Errorf("cannot make key: %w", err)
+		return nil, fmt.Errorf("cannot make key: %w", err)
 	}
-	template.SubjectKeyId, err = keyID(&key.PublicKey)
+	return key, nil
+}
+
+// certify completes the template with what every certificate has, and signs it
+// for key. For a root the parent is the template itself.
+func certify(template *x509.Certificate, key *ecdsa.PublicKey, parent *x509.Certificate, by crypto.Signer) ([]byte, error) {
+	var err error
+	if template.SubjectKeyId, err = keyID(key); err != nil {
+		return nil, err
+	}
+	if template.SerialNumber, err = newSerial(); err != nil {
+		return nil, err
+	}
+	der, err := x509.CreateCertificate(rand.Reader, template, parent, key, by)
 	if err != nil {
-		return Pair{}, err
+		return nil, fmt.Errorf("cannot sign: %w", err)
 	}
-	template.SerialNumber, err = newSerial()
-	if err != nil {
-		return Pair{}, err
-	}
-	parent, signer := template, crypto.Signer(key)
-	if by != nil {
-		parent, signer = by.cert, by.key
-	}
-	der, err := x509.CreateCertificate(rand.Reader, template, parent, key.Public(), signer)
-	if err != nil {
-		return Pair{}, fmt.Errorf("cannot sign: %w", err)
-	}
-	encoded, err := encodeKey(key)
-	if err != nil {
-		return Pair{}, err
-	}
-	return Pair{Cert: encode(blockCertificate, der), Key: encoded}, nil
+	return encode(blockCertificate, der), nil
 }
 
 // keyID names a public key as RFC 7093 section 2, method 1, does.

@@ -364,13 +364,21 @@ func ed25519Key(t *testing.T) []byte {
 
 func intermediate(t *testing.T, a *Authority) Pair {
 	t.Helper()
-	pair, err := sign(&x509.Certificate{
-		Subject: pkix.Name{CommonName: "middle"}, SerialNumber: big.NewInt(1),
-		NotBefore: testNow, NotAfter: testNow.Add(time.Hour),
-		KeyUsage: x509.KeyUsageCertSign, BasicConstraintsValid: true, IsCA: true,
-	}, a)
+	key, err := newKey()
 	if err != nil {
 		t.Fatal(err)
 	}
-	return pair
+	encoded, err := encodeKey(key)
+	if err != nil {
+		t.Fatal(err)
+	}
+	cert, err := certify(&x509.Certificate{
+		Subject: pkix.Name{CommonName: "middle"}, SerialNumber: big.NewInt(1),
+		NotBefore: testNow, NotAfter: testNow.Add(time.Hour),
+		KeyUsage: x509.KeyUsageCertSign, BasicConstraintsValid: true, IsCA: true,
+	}, &key.PublicKey, a.cert, a.key)
+	if err != nil {
+		t.Fatal(err)
+	}
+	return Pair{Cert: cert, Key: encoded}
 }

@@ -2,8 +2,6 @@ package pki
 
 import (
 	"bytes"
-	"crypto/ecdsa"
-	"crypto/elliptic"
 	"crypto/rand"
 	"crypto/x509"
 	"encoding/base64"
@@ -235,7 +233,7 @@ func adminRequest() Request {
 }
 
 func newSigningKey() (SigningKey, error) {
-	key, err := ecdsa.GenerateKey(elliptic.P256(), rand.Reader)
+	key, err := newKey()
 	if err != nil {
 		return SigningKey{}, fmt.Errorf("cannot make service account key: %w", err)
 	}
