@@ -23,6 +23,7 @@ var layers = []string{
 	"cluster host step",
 	"pki supervise bundle agent advise",
 	"component endpoint etcd",
+	"membership",
 	"node lab",
 	"cli",
 }

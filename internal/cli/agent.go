@@ -19,7 +19,8 @@ func (a *app) agentCommand() *cobra.Command {
 	cmd := &cobra.Command{
 		Use:   "agent",
 		Short: "The node agent: keeps the components of this machine running",
-		Long: `Runs the node that /etc/kuorum describes. SIGTERM stops its components in reverse
+		Long: `Runs the node that /etc/kuorum describes; where there is none, it waits until kuorum join has
+made the machine one. SIGTERM stops its components in reverse
 order and ends it; SIGUSR1, or a crash, ends the agent alone and leaves them to
 the next one.`,
 		Hidden: true,
@@ -49,11 +50,7 @@ func (a *app) agent(ctx context.Context, options node.Options) error {
 		}
 	}()
 	options.Version, options.Kuorum, options.Log, options.Stop = release, exe, a.logger(), ctx.Done()
-	n, err := node.NewAgent(options)
-	if err != nil {
-		return err
-	}
-	return n.Run(running)
+	return node.Run(running, options)
 }
 
 func (a *app) endpointCommand() *cobra.Command {

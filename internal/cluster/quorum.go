@@ -1,6 +1,9 @@
 package cluster
 
-import "fmt"
+import (
+	"fmt"
+	"slices"
+)
 
 // Quorum is how many of a cluster's voters must agree on a write: more than
 // half of them, so that two groups can never both have it.
@@ -77,4 +80,11 @@ func GuardQuorum(verb string, before, after QuorumSum) error {
 		Do:   "bring the other voters back first (kuorum status), or go on with --force-quorum-loss",
 		Exit: ExitRefused,
 	}
+}
+
+// Removed is the sum after the voter of that name was taken off the member
+// list: unlike one that stopped, it counts no more. One that is no voter
+// changes nothing.
+func Removed(voters []Voter, name string) QuorumSum {
+	return SumOf(slices.DeleteFunc(slices.Clone(voters), func(v Voter) bool { return v.Name == name }))
 }

@@ -119,3 +119,9 @@ func parseID(id string) (uint64, error) {
 
 // canceled tells whether the caller has given up, rather than run out of time.
 func canceled(ctx context.Context) bool { return errors.Is(ctx.Err(), context.Canceled) }
+
+// At is a client for the one member at endpoint, with the same certificates.
+// The caller closes it.
+func (c *Client) At(endpoint string) (*Client, error) {
+	return Dial([]string{endpoint}, c.members[0].tls)
+}

@@ -17,7 +17,9 @@ import (
 	"time"
 
 	"kuorum/internal/cluster"
+	"kuorum/internal/component"
 	"kuorum/internal/host"
+	"kuorum/internal/membership"
 	"kuorum/internal/pki"
 )
 
@@ -117,7 +119,7 @@ func (s Store) create(spec *cluster.Spec, port int, now time.Time) (*Lab, error)
 	if err != nil {
 		return nil, err
 	}
-	if err := l.writeKeys(text, now); err != nil {
+	if err := l.writeKeys(now); err != nil {
 		return nil, fmt.Errorf("cannot make lab %q: %w", l.Name, err)
 	}
 	if err := host.WriteFile(l.path("cluster.yaml"), text, 0o644); err != nil {
@@ -130,7 +132,7 @@ func (s Store) create(spec *cluster.Spec, port int, now time.Time) (*Lab, error)
 	return l, host.WriteFile(l.path("state.json"), append(state, '\n'), 0o644)
 }
 
-func (l *Lab) writeKeys(text []byte, now time.Time) error {
+func (l *Lab) writeKeys(now time.Time) error {
 	set, err := pki.NewSet(now)
 	if err != nil {
 		return err
@@ -141,7 +143,7 @@ func (l *Lab) writeKeys(text []byte, now time.Time) error {
 		}
 	}
 	for _, node := range l.Spec.Spec.Nodes {
-		if err := l.writeNode(set, node, text, now); err != nil {
+		if err := l.writeNode(set, node, now); err != nil {
 			return err
 		}
 	}
@@ -149,21 +151,13 @@ func (l *Lab) writeKeys(text []byte, now time.Time) error {
 }
 
 // writeNode puts a machine's own files on its disk.
-func (l *Lab) writeNode(set *pki.Set, node cluster.Node, text []byte, now time.Time) error {
+func (l *Lab) writeNode(set *pki.Set, node cluster.Node, now time.Time) error {
 	files, err := set.NodeFiles(l.Spec, node, now)
 	if err != nil {
 		return err
 	}
 	etc := filepath.Join(l.machineDir(node.Name), "etc/kuorum")
-	for _, f := range files {
-		if err := host.WriteFile(filepath.Join(etc, f.Path), f.Data, f.Mode); err != nil {
-			return err
-		}
-	}
-	if err := host.WriteFile(filepath.Join(etc, "cluster.yaml"), text, 0o644); err != nil {
-		return err
-	}
-	return host.WriteFile(filepath.Join(etc, "node"), []byte(node.Name+"\n"), 0o644)
+	return membership.Disk{Spec: l.Spec, Name: node.Name, Files: files, Initial: component.Founders(l.Spec)}.Write(etc)
 }
 
 // writeClients makes what the host's own clients use: the administrator's

@@ -13,21 +13,18 @@ import (
 	"os"
 	"path/filepath"
 	"runtime"
-	"strings"
+	"sync"
+	"sync/atomic"
 	"time"
 
 	"golang.org/x/sync/errgroup"
 
+	"kuorum/internal/agent"
 	"kuorum/internal/cluster"
 	"kuorum/internal/component"
 	"kuorum/internal/host"
+	"kuorum/internal/membership"
 	"kuorum/internal/supervise"
-)
-
-// Files of a node, below component.EtcDir, that tell the agent who it is.
-const (
-	SpecFile = "cluster.yaml" // the whole Spec, defaults filled in
-	NameFile = "node"         // the node's own name, one line
 )
 
 // Options are what an agent cannot read from the node's disk.
@@ -48,31 +45,48 @@ type Options struct {
 // Agent runs one node.
 type Agent struct {
 	options    Options
-	machine    component.Machine
+	machine    component.Machine // its Spec is that of the start, see spec
 	components []component.Component
 	supervisor *supervise.Supervisor
-	server     *server // nil on a worker
+	agents     *agent.Client // asks the others
+	server     *server       // nil on a worker
 	started    time.Time
+
+	adopting    sync.Mutex
+	spec        atomic.Pointer[cluster.Spec] // as the cluster has it
+	complete    chan struct{}                // closed once the node's join is
+	removed     chan struct{}                // closed when the cluster has removed the node
+	removedOnce sync.Once
 }
 
-// NewAgent reads the node's own files and prepares the machine: directories,
-// kernel settings, configuration of every component. It starts nothing.
-func NewAgent(options Options) (*Agent, error) {
-	machine, err := readMachine(options)
+// NewAgent prepares the machine for the node of disk: directories, kernel
+// settings, configuration of every component. It starts nothing.
+func NewAgent(options Options, disk membership.Disk) (*Agent, error) {
+	machine, err := newMachine(options, disk)
 	if err != nil {
 		return nil, err
 	}
 	if err := prepare(machine); err != nil {
 		return nil, fmt.Errorf("cannot prepare node %s: %w", machine.Node.Name, err)
 	}
-	a := &Agent{options: options, machine: machine, components: component.For(machine), started: time.Now()}
+	a := &Agent{
+		options: options, machine: machine, components: component.For(machine), started: time.Now(),
+		complete: make(chan struct{}), removed: make(chan struct{}),
+	}
+	a.spec.Store(machine.Spec)
+	if !disk.Joining {
+		close(a.complete)
+	}
 	for _, c := range a.components {
 		if err := writeFiles(c); err != nil {
 			return nil, fmt.Errorf("cannot configure %s: %w", c.Name, err)
 		}
 	}
+	if a.agents, err = membership.NodeClient(component.EtcDir); err != nil {
+		return nil, err
+	}
 	if machine.Node.Role == cluster.RoleServer {
-		if a.server, err = newServer(); err != nil {
+		if a.server, err = newServer(machine, options, a.agents); err != nil {
 			return nil, fmt.Errorf("cannot configure node %s: %w", machine.Node.Name, err)
 		}
 	}
@@ -83,33 +97,17 @@ func NewAgent(options Options) (*Agent, error) {
 	return a, nil
 }
 
-func readMachine(options Options) (component.Machine, error) {
-	file := filepath.Join(component.EtcDir, SpecFile)
-	data, err := os.ReadFile(file)
-	if err != nil {
-		return component.Machine{}, &cluster.Problem{
-			What: "this machine is not a kuorum node", Err: err,
-			Do: "kuorum up    (starts a lab whose machines are nodes)",
-		}
-	}
-	spec, err := cluster.Parse(file, data)
-	if err != nil {
-		return component.Machine{}, err
-	}
-	name, err := os.ReadFile(filepath.Join(component.EtcDir, NameFile))
-	if err != nil {
-		return component.Machine{}, fmt.Errorf("cannot read the node's name: %w", err)
-	}
-	node, ok := spec.Node(strings.TrimSpace(string(name)))
+func newMachine(options Options, disk membership.Disk) (component.Machine, error) {
+	node, ok := disk.Spec.Node(disk.Name)
 	if !ok {
-		return component.Machine{}, fmt.Errorf("cannot find node %q in %s", strings.TrimSpace(string(name)), file)
+		return component.Machine{}, fmt.Errorf("cannot find node %q in its own cluster.yaml", disk.Name)
 	}
 	hierarchies, err := host.MountedHierarchies()
 	if err != nil {
 		return component.Machine{}, err
 	}
 	return component.Machine{
-		Spec: spec, Node: node, Bundle: options.Bundle, Kuorum: options.Kuorum,
+		Spec: disk.Spec, Node: node, Initial: disk.Initial, Bundle: options.Bundle, Kuorum: options.Kuorum,
 		CgroupV1: host.IsV1(hierarchies), LowerOOM: host.CanLowerOOMScore(),
 		Share: component.Share{Machines: options.Machines, Processors: runtime.NumCPU()},
 	}, nil
@@ -186,35 +184,50 @@ func (a *Agent) Run(ctx context.Context) error {
 	group.Go(func() error { return a.serveAPI(inner) })
 	group.Go(func() error { return a.importImages(inner) })
 	group.Go(func() error { return a.keepCNI(inner) })
+	background(group, inner, a.followSpec, a.finishJoin)
 	group.Go(func() error {
 		supervise.RotateLogs(inner, a.options.Log, filepath.Join(component.LogDir, component.AgentLog))
 		return nil
 	})
 	if a.server != nil {
 		group.Go(func() error { return a.applyObjects(inner) })
-		group.Go(func() error {
-			a.server.fsync.Run(inner)
-			return nil
-		})
+		background(group, inner, a.server.fsync.Run, a.server.members.Sweep, a.seed)
 	}
-	stopped := false
+	stopped, removed := false, false
 	group.Go(func() error {
 		select {
 		case <-inner.Done():
 		case <-a.options.Stop:
 			stopped = true
 			cancel()
+		case <-a.removed:
+			removed = true
+			cancel()
 		}
 		return nil
 	})
 	err := group.Wait()
-	if !stopped {
+	if !stopped && !removed {
 		return err
 	}
 	a.options.Log.Info("stopping the node's components")
 	stopping, done := context.WithTimeout(context.WithoutCancel(ctx), time.Minute)
 	defer done()
-	return errors.Join(err, a.supervisor.Stop(stopping))
+	err = errors.Join(err, a.supervisor.Stop(stopping))
+	if removed && err == nil {
+		return errRemoved
+	}
+	return err
+}
+
+// background runs what has no end of its own and nothing to say at the end.
+func background(group *errgroup.Group, ctx context.Context, tasks ...func(context.Context)) { //nolint:revive // the group comes first, as in errgroup
+	for _, task := range tasks {
+		group.Go(func() error {
+			task(ctx)
+			return nil
+		})
+	}
 }
 
 // retry calls do until it succeeds or ctx ends, which is no error. Attempts

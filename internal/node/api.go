@@ -27,6 +27,9 @@ func (a *Agent) serveAPI(ctx context.Context) error {
 	}
 	mux := http.NewServeMux()
 	mux.Handle("/", membersOnly(a.membersAPI()))
+	if a.server != nil {
+		a.server.joinAPI(mux)
+	}
 	server := &http.Server{Handler: mux, TLSConfig: tlsConfig, ReadHeaderTimeout: 5 * time.Second, IdleTimeout: time.Minute}
 	failed := make(chan error, 2)
 	for _, address := range []string{a.machine.Node.Address, "127.0.0.1"} {
@@ -56,6 +59,9 @@ func (a *Agent) membersAPI() http.Handler {
 	mux.HandleFunc("GET "+agent.StatusPath, func(w http.ResponseWriter, r *http.Request) {
 		writeJSON(w, a.Status(r.Context()))
 	})
+	if a.server != nil {
+		a.server.memberAPI(mux)
+	}
 	return mux
 }
 

@@ -244,15 +244,25 @@ func TestWriteFilesAndProcesses(t *testing.T) {
 	}
 }
 
-// TestNoNode: what a person is told who starts the agent on a machine that is
-// no node. /etc/kuorum does not exist where tests run.
+// TestNoNode: an agent on a machine that is no node says so and waits, until
+// it is told to stop. /etc/kuorum does not exist where tests run.
 func TestNoNode(t *testing.T) {
 	if _, err := os.Stat(component.EtcDir); err == nil {
 		t.Fatalf("%s exists: tests must not run on a node", component.EtcDir)
 	}
-	_, err := NewAgent(Options{})
-	problem, ok := errors.AsType[*cluster.Problem](err)
-	if !ok || problem.What != "this machine is not a kuorum node" || !errors.Is(err, fs.ErrNotExist) {
-		t.Errorf("got %v", err)
-	}
+	synctest.Test(t, func(t *testing.T) {
+		var log bytes.Buffer
+		stop, ended := make(chan struct{}), make(chan error, 1)
+		go func() {
+			ended <- Run(t.Context(), Options{Log: slog.New(slog.NewTextHandler(&log, nil)), Stop: stop})
+		}()
+		<-time.After(time.Minute)
+		close(stop)
+		if err := <-ended; err != nil {
+			t.Errorf("it ended with %v", err)
+		}
+		if n := strings.Count(log.String(), "waits for kuorum join"); n != 1 {
+			t.Errorf("it said so %d times:\n%s", n, log.String())
+		}
+	})
 }

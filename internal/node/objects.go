@@ -3,6 +3,7 @@ package node
 import (
 	"bytes"
 	"context"
+	"errors"
 	"fmt"
 	"io"
 	"net/http"
@@ -49,6 +50,9 @@ func binding(name, role, user string) string {
 // roleLabel marks a server as kubectl and the books know it; a kubelet may
 // not give itself this label (NodeRestriction).
 const roleLabel = `{"metadata":{"labels":{"node-role.kubernetes.io/control-plane":""}}}`
+
+// errNotFound says that an object does not exist.
+var errNotFound = errors.New("not found")
 
 // apiClient talks to one API server.
 type apiClient struct {
@@ -103,6 +107,9 @@ func (c *apiClient) do(ctx context.Context, method, path, kind, body string) ([]
 	}
 	defer resp.Body.Close()
 	answer, err := io.ReadAll(io.LimitReader(resp.Body, 1<<20))
+	if err == nil && resp.StatusCode == http.StatusNotFound {
+		err = errNotFound
+	}
 	if err == nil && resp.StatusCode >= http.StatusMultipleChoices {
 		err = fmt.Errorf("%s: %.200s", resp.Status, answer)
 	}

@@ -14,10 +14,12 @@ import (
 	"sync"
 	"time"
 
+	"kuorum/internal/agent"
 	"kuorum/internal/cluster"
 	"kuorum/internal/component"
 	"kuorum/internal/etcd"
 	"kuorum/internal/host"
+	"kuorum/internal/membership"
 	"kuorum/internal/pki"
 	"kuorum/internal/supervise"
 )
@@ -61,9 +63,12 @@ type server struct {
 	etcd  *etcd.Client
 	fsync *etcd.FsyncWatch
 	api   *apiClient
+
+	address string // the node's own
+	members *membership.Service
 }
 
-func newServer() (*server, error) {
+func newServer(m component.Machine, options Options, agents *agent.Client) (*server, error) {
 	config, err := etcdTLS(filepath.Join(component.EtcDir, "pki/etcd"))
 	if err != nil {
 		return nil, fmt.Errorf("cannot talk to etcd: %w", err)
@@ -76,7 +81,9 @@ func newServer() (*server, error) {
 	if err != nil {
 		return nil, errors.Join(err, client.Close())
 	}
-	return &server{etcd: client, fsync: etcd.WatchFsync(component.EtcdMetrics + "/metrics"), api: api}, nil
+	s := &server{etcd: client, fsync: etcd.WatchFsync(component.EtcdMetrics + "/metrics"), api: api, address: m.Node.Address}
+	s.members = newMembership(m, options, s, agents)
+	return s, nil
 }
 
 // etcdTLS reads the client certificate again for each connection, so that a

@@ -119,7 +119,7 @@ func (s *Set) secrets() ([]File, error) {
 	var files []File
 	for name, data := range s.Files() {
 		// The two authorities that a worker trusts are on every node already.
-		if name != fileEncryption && name != fileCACert && name != fileAgentCert {
+		if name != fileCACert && name != fileAgentCert {
 			files = append(files, newFile("pki/"+name, data))
 		}
 	}

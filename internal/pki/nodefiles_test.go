@@ -68,7 +68,7 @@ var serverPaths = []string{
 	"admin.conf", "agent.conf", "controller-manager.conf", "encryption.yaml", "pki/agent-ca.key",
 	"pki/apiserver-etcd-client.crt", "pki/apiserver-etcd-client.key",
 	"pki/apiserver-kubelet-client.crt", "pki/apiserver-kubelet-client.key",
-	"pki/apiserver.crt", "pki/apiserver.key", "pki/ca.key",
+	"pki/apiserver.crt", "pki/apiserver.key", "pki/ca.key", "pki/encryption.key",
 	"pki/etcd/agent-client.crt", "pki/etcd/agent-client.key", "pki/etcd/ca.crt", "pki/etcd/ca.key",
 	"pki/etcd/peer.crt", "pki/etcd/peer.key", "pki/etcd/server.crt", "pki/etcd/server.key",
 	"pki/front-proxy-ca.crt", "pki/front-proxy-ca.key",
@@ -89,7 +89,7 @@ func TestNodeFilesPathsAndModes(t *testing.T) {
 		for _, f := range files {
 			want := fs.FileMode(0o644)
 			if bytes.Contains(f.Data, []byte("PRIVATE KEY")) || bytes.Contains(f.Data, []byte("client-key-data")) ||
-				f.Path == "encryption.yaml" {
+				strings.Contains(f.Path, "encryption") {
 				want = 0o600
 			}
 			if f.Mode != want {

@@ -6,6 +6,7 @@ import (
 	"errors"
 	"fmt"
 	"slices"
+	"strings"
 )
 
 // ServerTLS is for an agent's own API. It takes clients with a certificate of
@@ -79,6 +80,16 @@ func Peer(state *tls.ConnectionState) (name, group string, ok bool) {
 		}
 	}
 	return "", "", false
+}
+
+// AgentNode is the node whose agent has a certificate of that common name, or
+// nothing.
+func AgentNode(commonName string) string {
+	name, ok := strings.CutPrefix(commonName, userAgentPrefix)
+	if !ok {
+		return ""
+	}
+	return name
 }
 
 // verifyAgentPeer runs after the chain was verified, on resumed sessions too.

@@ -1,0 +1,291 @@
+package membership
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"net/http"
+	"os"
+	"path/filepath"
+	"time"
+
+	"kuorum/internal/agent"
+	"kuorum/internal/cluster"
+	"kuorum/internal/component"
+	"kuorum/internal/pki"
+	"kuorum/internal/step"
+)
+
+const (
+	progressEvery = 250 * time.Millisecond
+	// admitPatience covers the time that a server waits for etcd to settle.
+	admitPatience = settle + 10*time.Second
+	checkPatience = 10 * time.Second
+)
+
+// Joiner makes this machine a node of a cluster.
+type Joiner struct {
+	Servers []string // addresses of servers to ask, at least one
+	Token   string
+	Pin     string // of the agents' authority
+	Node    cluster.Node
+	Dir     string // /etc/kuorum
+	Data    string // /var/lib/kuorum
+	// Status is what this machine's own agent says; an error while it does not
+	// answer.
+	Status func(context.Context) (cluster.NodeStatus, error)
+	// Tell is called with how far the learner is, now and then.
+	Tell func(Progress)
+
+	agents    *agent.Client // asks server, the one that answered first
+	server    string
+	plan      Plan
+	keys      pki.NodeKeys
+	admission Admission
+}
+
+// Steps is the whole procedure. Until the files are written nothing of it
+// stays on this machine; if it fails after the cluster has let the machine in,
+// the cluster takes that back, at once or after 30 s of silence.
+func (j *Joiner) Steps() []step.Step {
+	last := "wait until the components of " + j.Node.Name + " are ready"
+	if j.Node.Role == cluster.RoleServer {
+		last = "wait until the etcd of " + j.Node.Name + " has caught up and votes"
+	}
+	return []step.Step{
+		{Name: "check this machine", Do: j.checkMachine},
+		{Name: "check the token, and the ways between the machines", Do: j.checkWays},
+		{Name: "join the cluster", Do: j.join},
+		{Name: "write the files of " + j.Node.Name, Do: j.write},
+		{Name: last, Do: j.await},
+	}
+}
+
+func (j *Joiner) checkMachine(context.Context) error {
+	disk, err := Read(j.Dir)
+	if err == nil {
+		return &cluster.Problem{
+			What: fmt.Sprintf("this machine is node %s of cluster %s already", disk.Name, disk.Spec.Metadata.Name),
+			Do:   "kuorum leave    (then join again)", Exit: cluster.ExitRefused,
+		}
+	}
+	if !errors.Is(err, ErrNoNode) {
+		return err
+	}
+	member := filepath.Join(j.Data, "etcd", "member")
+	if _, err := os.Stat(member); err == nil {
+		return &cluster.Problem{
+			What: "this machine has the data of an etcd member",
+			Why:  member + " exists: etcd would go on as that member, with old data, and could lose writes that others have acknowledged",
+			Do:   "kuorum leave --force    (moves it away, to " + filepath.Join(j.Data, leftDir) + ")", Exit: cluster.ExitRefused,
+		}
+	}
+	_, err = j.client(j.Servers[0])
+	return err
+}
+
+// client asks a server whose authority has the pin.
+func (j *Joiner) client(server string) (*agent.Client, error) {
+	config, err := pki.JoinTLS(j.Pin, server)
+	if err != nil {
+		return nil, &cluster.Problem{What: "the pin of the authority cannot be used", Err: err, Do: "kuorum token create", Exit: cluster.ExitUsage}
+	}
+	return agent.NewClient(config), nil
+}
+
+func (j *Joiner) request(nonce string) Request {
+	return Request{
+		Token: j.Token, Name: j.Node.Name, Role: j.Node.Role, Address: j.Node.Address, Nonce: nonce, Time: time.Now().UTC(),
+	}
+}
+
+func (j *Joiner) checkWays(ctx context.Context) error {
+	b, err := light(ctx, j.Node)
+	if err != nil {
+		return err
+	}
+	defer b.quench()
+	if err := j.ask(ctx, b.nonce); err != nil {
+		return err
+	}
+	return reachServers(ctx, j.Node.Role, j.plan.Servers)
+}
+
+// ask puts the question to one server after the other. What one refuses, the
+// others would refuse as well; one that does not answer is passed over.
+func (j *Joiner) ask(ctx context.Context, nonce string) error {
+	limited, cancel := context.WithTimeout(ctx, checkPatience)
+	defer cancel()
+	var silent []error
+	for _, server := range j.Servers {
+		agents, err := j.client(server)
+		if err != nil {
+			return err
+		}
+		err = agents.Call(limited, server, http.MethodPost, CheckPath, j.request(nonce), &j.plan)
+		if err == nil {
+			j.agents, j.server = agents, server
+			return nil
+		}
+		problem, refused := errors.AsType[*cluster.Problem](err)
+		if refused && problem.ExitCode() != cluster.ExitNoQuorum {
+			return err
+		}
+		silent = append(silent, fmt.Errorf("%s: %s", server, agent.Explain(err)))
+	}
+	return &cluster.Problem{
+		What: "no server of the cluster answers", Err: errors.Join(silent...),
+		Do: "kuorum status    (on one of them)", Exit: cluster.ExitNoQuorum,
+	}
+}
+
+func (j *Joiner) join(ctx context.Context) error {
+	r := j.request("")
+	if j.Node.Role == cluster.RoleWorker {
+		keys, err := pki.NewNodeKeys(j.Node.Role)
+		if err != nil {
+			return err
+		}
+		j.keys = keys
+		if r.Requests, err = keys.Requests(); err != nil {
+			return err
+		}
+	}
+	limited, cancel := context.WithTimeout(ctx, admitPatience)
+	defer cancel()
+	err := j.agents.Call(limited, j.server, http.MethodPost, JoinPath, r, &j.admission)
+	if err == nil {
+		return nil
+	}
+	if _, refused := errors.AsType[*cluster.Problem](err); refused {
+		return err
+	}
+	return errors.Join(fmt.Errorf("cannot join at %s: %s", j.server, agent.Explain(err)), j.cancel(ctx))
+}
+
+// cancel tells the cluster that nothing will come of it. It would find out.
+func (j *Joiner) cancel(ctx context.Context) error {
+	limited, done := context.WithTimeout(context.WithoutCancel(ctx), checkPatience)
+	defer done()
+	if err := j.agents.Call(limited, j.server, http.MethodPost, CancelPath, j.request(""), nil); err != nil {
+		return fmt.Errorf("the cluster takes the join back by itself within %v; it could not be told: %w", joinLife, err)
+	}
+	return nil
+}
+
+func (j *Joiner) write(ctx context.Context) error {
+	if err := j.writeDisk(); err != nil {
+		return errors.Join(err, j.cancel(ctx))
+	}
+	return nil
+}
+
+func (j *Joiner) writeDisk() error {
+	spec := j.admission.Spec
+	node, ok := spec.Node(j.Node.Name)
+	if !ok {
+		return fmt.Errorf("the cluster's answer has no node %s", j.Node.Name)
+	}
+	files, err := j.files(spec, node)
+	if err != nil {
+		return err
+	}
+	return Disk{Spec: spec, Name: node.Name, Files: files, Initial: j.admission.Initial, Joining: true}.Write(j.Dir)
+}
+
+func (j *Joiner) files(spec *cluster.Spec, node cluster.Node) ([]pki.File, error) {
+	if node.Role == cluster.RoleWorker {
+		return j.keys.Files(spec, node, j.admission.Certificates, j.admission.Trust)
+	}
+	set, err := pki.ParseSet(j.admission.Secrets)
+	if err != nil {
+		return nil, err
+	}
+	return set.NodeFiles(spec, node, time.Now())
+}
+
+// await follows the join to its end. The node's agent does the same, so that
+// the join also ends well when this command is interrupted.
+func (j *Joiner) await(ctx context.Context) error {
+	agents, err := NodeClient(j.Dir)
+	if err != nil {
+		return err
+	}
+	return Finish(ctx, agents, j.admission.Spec.Servers(), j.Node, j.Status, j.Tell)
+}
+
+// Finish reports a joining node's state to a server until its join has come to
+// its end: its member votes, its components are ready. It blocks until then,
+// until ctx ends, or until the cluster has taken the join back.
+func Finish(ctx context.Context, agents *agent.Client, servers []cluster.Node, self cluster.Node, status func(context.Context) (cluster.NodeStatus, error), tell func(Progress)) error {
+	tick := time.NewTicker(progressEvery)
+	defer tick.Stop()
+	var last error
+	for {
+		p, err := report(ctx, agents, servers, self, status)
+		if err == nil && p.Done {
+			return nil
+		}
+		if problem, ok := errors.AsType[*cluster.Problem](err); ok && problem.ExitCode() == cluster.ExitRefused {
+			return err
+		}
+		if err == nil {
+			tell(p)
+			err = errors.New(p.Waits)
+		}
+		last = err
+		select {
+		case <-ctx.Done():
+			return &cluster.Problem{
+				What: self.Name + " has not joined yet: it goes on by itself", Err: last,
+				Do: "kuorum status --wait", Exit: cluster.ExitTimeout,
+			}
+		case <-tick.C:
+		}
+	}
+}
+
+// report is one sign of life, to the first server that takes it.
+func report(ctx context.Context, agents *agent.Client, servers []cluster.Node, self cluster.Node, status func(context.Context) (cluster.NodeStatus, error)) (Progress, error) {
+	r := Report{Name: self.Name}
+	s, err := status(ctx)
+	if err == nil {
+		r.Ready, r.Etcd = s.Ready, s.Etcd
+	}
+	var silent []error
+	for _, server := range servers {
+		if server.Name == self.Name {
+			continue
+		}
+		var p Progress
+		limited, cancel := context.WithTimeout(ctx, checkPatience)
+		err := agents.Call(limited, server.Address, http.MethodPost, ProgressPath, r, &p)
+		cancel()
+		problem, refused := errors.AsType[*cluster.Problem](err)
+		if err == nil || refused && problem.ExitCode() == cluster.ExitRefused {
+			return p, err
+		}
+		silent = append(silent, fmt.Errorf("%s: %s", server.Name, agent.Explain(err)))
+	}
+	return Progress{}, errors.Join(silent...)
+}
+
+// NodeClient asks other agents as the node whose files are below dir.
+func NodeClient(dir string) (*agent.Client, error) {
+	files := map[string][]byte{}
+	for _, name := range []string{"agent-ca.crt", "agent.crt", "agent.key"} {
+		data, err := os.ReadFile(filepath.Join(dir, "pki", name))
+		if err != nil {
+			return nil, fmt.Errorf("cannot talk to agents: %w", err)
+		}
+		files[name] = data
+	}
+	config, err := pki.ClientTLS(files["agent-ca.crt"], pki.Pair{Cert: files["agent.crt"], Key: files["agent.key"]}, "")
+	if err != nil {
+		return nil, err
+	}
+	return agent.NewClient(config), nil
+}
+
+// clientURL is where a server's member answers clients.
+func clientURL(n cluster.Node) string { return component.ClientURL(n) }

@@ -1,0 +1,212 @@
+package membership
+
+import (
+	"bufio"
+	"context"
+	"crypto/rand"
+	"errors"
+	"fmt"
+	"io"
+	"net"
+	"slices"
+	"strconv"
+	"strings"
+	"sync"
+	"syscall"
+	"time"
+
+	"kuorum/internal/advise"
+	"kuorum/internal/agent"
+	"kuorum/internal/cluster"
+	"kuorum/internal/component"
+)
+
+const (
+	dialPatience = 2 * time.Second
+	nonceLength  = 26
+)
+
+// portsOf are those on which the others must reach a node of that role.
+func portsOf(role cluster.Role) []int {
+	ports := []int{agent.Port, component.PortKubelet}
+	if role == cluster.RoleServer {
+		ports = append(ports, component.PortEtcdPeer, component.PortAPIServer)
+	}
+	return ports
+}
+
+// beacon answers on the ports of a machine that is about to join, so that the
+// cluster can see that it reaches them.
+type beacon struct {
+	nonce     string
+	listeners []net.Listener
+	done      sync.WaitGroup
+}
+
+// light opens every port. One that is taken is an error: what has it would
+// keep a component from starting.
+func light(ctx context.Context, node cluster.Node) (*beacon, error) {
+	b := &beacon{nonce: rand.Text()}
+	for _, port := range portsOf(node.Role) {
+		address := net.JoinHostPort(node.Address, strconv.Itoa(port))
+		ln, err := (&net.ListenConfig{}).Listen(ctx, "tcp", address)
+		if err != nil {
+			b.quench()
+			return nil, listenProblem(address, err)
+		}
+		b.listeners = append(b.listeners, ln)
+		b.done.Go(func() { b.answer(ln) })
+	}
+	return b, nil
+}
+
+func listenProblem(address string, err error) error {
+	p := &cluster.Problem{What: "cannot listen on " + address, Err: err, Exit: cluster.ExitRefused}
+	switch {
+	case errors.Is(err, syscall.EADDRINUSE):
+		p.Do = "find who has it: ss -ltnp; a node needs the port for itself"
+	case errors.Is(err, syscall.EADDRNOTAVAIL):
+		p.Do = "name one of this machine's own addresses: --address"
+	}
+	return p
+}
+
+func (b *beacon) answer(ln net.Listener) {
+	for {
+		conn, err := ln.Accept()
+		if err != nil {
+			return // it is closed
+		}
+		_, _ = io.WriteString(conn, b.nonce+"\n") // the caller says what it got
+		_ = conn.Close()
+	}
+}
+
+func (b *beacon) quench() {
+	for _, ln := range b.listeners {
+		_ = ln.Close()
+	}
+	b.done.Wait()
+}
+
+// callBack is nil when the machine of a request answers at all ports that it
+// will have.
+func callBack(ctx context.Context, r Request) error {
+	if len(r.Nonce) != nonceLength {
+		return &cluster.Problem{What: "the request is malformed", Why: "it has no nonce to call the machine back with", Exit: cluster.ExitUsage}
+	}
+	closed := each(portsOf(r.Role), func(port int) error { return hear(ctx, net.JoinHostPort(r.Address, strconv.Itoa(port)), r.Nonce) })
+	if len(closed) == 0 {
+		return nil
+	}
+	return &cluster.Problem{
+		What: fmt.Sprintf("the cluster does not reach %s at %s", r.Name, r.Address),
+		Why:  strings.Join(closed, "\n"),
+		Do:   "open the way between the machines (firewall, routes, --address), then join again", Exit: cluster.ExitRefused,
+	}
+}
+
+// each asks about all ports at once and lists what is wrong with any.
+func each(ports []int, ask func(int) error) []string {
+	wrong := make([]string, len(ports))
+	var all sync.WaitGroup
+	for i, port := range ports {
+		all.Go(func() {
+			if err := ask(port); err != nil {
+				wrong[i] = fmt.Sprintf("port %d: %v", port, err)
+			}
+		})
+	}
+	all.Wait()
+	return slices.DeleteFunc(wrong, func(text string) bool { return text == "" })
+}
+
+func hear(ctx context.Context, address, nonce string) error {
+	conn, err := dial(ctx, address)
+	if err != nil {
+		return err
+	}
+	defer conn.Close()
+	if err := conn.SetReadDeadline(time.Now().Add(dialPatience)); err != nil {
+		return err
+	}
+	line, err := bufio.NewReaderSize(conn, 64).ReadString('\n')
+	if err != nil || strings.TrimSpace(line) != nonce {
+		return errors.New("another machine answers there, or another program")
+	}
+	return nil
+}
+
+func dial(ctx context.Context, address string) (net.Conn, error) {
+	limited, cancel := context.WithTimeout(ctx, dialPatience)
+	defer cancel()
+	conn, err := (&net.Dialer{}).DialContext(limited, "tcp", address)
+	if err != nil {
+		return nil, errors.New(agent.Explain(err))
+	}
+	return conn, nil
+}
+
+// reachServers is nil when a joining machine reaches enough of the servers. One
+// that is off as a whole is the cluster's to judge; one that answers at some
+// ports only is a firewall.
+func reachServers(ctx context.Context, role cluster.Role, servers []cluster.Node) error {
+	ports := []int{agent.Port, component.PortAPIServer}
+	if role == cluster.RoleServer {
+		ports = append(ports, component.PortEtcdPeer)
+	}
+	var wrong []string
+	reached := 0
+	for _, n := range servers {
+		closed := each(ports, func(port int) error {
+			conn, err := dial(ctx, net.JoinHostPort(n.Address, strconv.Itoa(port)))
+			if err == nil {
+				err = conn.Close()
+			}
+			return err
+		})
+		switch len(closed) {
+		case 0:
+			reached++
+		case len(ports):
+			wrong = append(wrong, n.Name+" at "+n.Address+": "+closed[0])
+		default:
+			return unreached([]string{n.Name + " at " + n.Address + ": " + strings.Join(closed, ", ")})
+		}
+	}
+	if reached < cluster.Quorum(len(servers)) {
+		return unreached(wrong)
+	}
+	return nil
+}
+
+func unreached(wrong []string) error {
+	return &cluster.Problem{
+		What: "this machine does not reach the servers of the cluster", Why: strings.Join(wrong, "\n"),
+		Do: "open the way between the machines (firewall, routes), then join again", Exit: cluster.ExitRefused,
+	}
+}
+
+// allTakePart refuses a new voter while another is missing: etcd would not add
+// it (server/etcdserver, ErrUnhealthy), and the quorum would be nearer its end.
+func allTakePart(voters []cluster.Voter, but string) error {
+	var missing []string
+	for _, v := range voters {
+		if !v.Healthy && v.Name != but {
+			missing = append(missing, v.Name)
+		}
+	}
+	if len(missing) == 0 {
+		return nil
+	}
+	return &cluster.Problem{
+		What: "no server can join while a voter is missing: " + strings.Join(missing, ", "),
+		Why:  "etcd adds no member then: " + cluster.SumOf(voters).String(),
+		Do:   "bring it back (kuorum status), or remove it: kuorum node remove " + missing[0], Exit: cluster.ExitRefused,
+	}
+}
+
+// checkVoters asks the agents of all nodes.
+func (s *Service) checkVoters(ctx context.Context, spec *cluster.Spec, joining string) error {
+	return allTakePart(advise.Voters(spec, s.Agents.Reports(ctx, spec.Spec.Nodes)), joining)
+}

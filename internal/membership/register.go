@@ -1,0 +1,170 @@
+// Package membership is how a cluster grows and shrinks: tokens, the join of a
+// machine, the removal of a node. What the nodes must agree on is kept in
+// etcd, below /kuorum, and changed in transactions; etcd's own member list says
+// who votes. A join that is not brought to its end is taken back, so that a
+// machine which never arrives harms nobody.
+package membership
+
+import (
+	"context"
+	"encoding/json"
+	"errors"
+	"fmt"
+	"strings"
+	"time"
+
+	"kuorum/internal/cluster"
+	"kuorum/internal/etcd"
+)
+
+// Keys in etcd.
+const (
+	specKey     = "/kuorum/cluster.yaml"
+	joinPrefix  = "/kuorum/joins/" // NAME: a join, until it has come to its end
+	alivePrefix = "/kuorum/alive/" // NAME: goes when nobody works on that join any more
+	tokenPrefix = "/kuorum/tokens/"
+)
+
+// joinLife is how long a join goes on without a sign of life of its machine
+// before it is taken back.
+const joinLife = 30 * time.Second
+
+// tries is how often a change is begun again because another one came first.
+const tries = 10
+
+// errBusy is the end of those tries.
+var errBusy = errors.New("other changes of the cluster came first every time")
+
+// Register is what the nodes of a cluster agree on beside etcd's member list:
+// its cluster.yaml, tokens, and joins under way. Its methods block until a
+// quorum of etcd has agreed or their context ends, and may be called from
+// several goroutines.
+type Register struct{ etcd *etcd.Client }
+
+// NewRegister uses a client that stays the caller's.
+func NewRegister(client *etcd.Client) *Register { return &Register{etcd: client} }
+
+// Seed writes the cluster.yaml of a new cluster. Where there is one already it
+// stays: every founder may call it, at any time.
+func (r *Register) Seed(ctx context.Context, spec *cluster.Spec) error {
+	text, err := spec.YAML()
+	if err != nil {
+		return err
+	}
+	_, err = r.etcd.Commit(ctx, "write cluster.yaml to etcd", etcd.Change{Key: specKey, Value: text})
+	return err
+}
+
+// Spec is the cluster.yaml as it is now.
+func (r *Register) Spec(ctx context.Context) (*cluster.Spec, error) {
+	spec, _, err := r.spec(ctx)
+	return spec, err
+}
+
+func (r *Register) spec(ctx context.Context) (*cluster.Spec, int64, error) {
+	record, err := r.etcd.Record(ctx, specKey)
+	if err != nil {
+		return nil, 0, err
+	}
+	if record.Revision == 0 {
+		return nil, 0, &cluster.Problem{
+			What: "the cluster is not ready for changes of its nodes",
+			Why:  "none of its servers has written cluster.yaml to etcd yet, which they do when they start",
+			Do:   "kuorum status --wait, then try again",
+		}
+	}
+	spec, err := cluster.Parse("etcd:"+specKey, record.Value)
+	return spec, record.Revision, err
+}
+
+// Follow calls changed with the cluster.yaml as the member of the register's
+// first endpoint has it, and again after each change, until ctx ends or the
+// member fails. It needs no quorum.
+func (r *Register) Follow(ctx context.Context, changed func(*cluster.Spec)) error {
+	return r.etcd.Follow(ctx, specKey, func(record etcd.Record) {
+		if record.Revision == 0 {
+			return
+		}
+		if spec, err := cluster.Parse("etcd:"+specKey, record.Value); err == nil { // Commit wrote valid ones only
+			changed(spec)
+		}
+	})
+}
+
+// edit changes cluster.yaml, and whatever else changes asks for, in one
+// transaction. change is called again when another edit came first.
+func (r *Register) edit(ctx context.Context, verb string, change func(*cluster.Spec) (*cluster.Spec, []etcd.Change, error)) (*cluster.Spec, error) {
+	for range tries {
+		spec, revision, err := r.spec(ctx)
+		if err != nil {
+			return nil, err
+		}
+		next, more, err := change(spec)
+		if err != nil {
+			return nil, err
+		}
+		text, err := next.YAML()
+		if err != nil {
+			return nil, err
+		}
+		done, err := r.etcd.Commit(ctx, verb, append(more, etcd.Change{Key: specKey, Value: text, If: revision})...)
+		if err != nil {
+			return nil, err
+		}
+		if done {
+			return next, nil
+		}
+	}
+	return nil, &cluster.Problem{What: "cannot " + verb, Err: errBusy, Do: "try again"}
+}
+
+// join is one under way.
+type join struct {
+	Name    string       `json:"name"`
+	Role    cluster.Role `json:"role"`
+	Address string       `json:"address"`
+	PeerURL string       `json:"peerURL,omitempty"` // of its member, if it gets one
+	Token   string       `json:"token"`             // ID
+	Lease   int64        `json:"lease"`
+	// Replaces tells that the node was in cluster.yaml before, and stays
+	// there when the join fails.
+	Replaces bool `json:"replaces,omitempty"`
+}
+
+// joins lists those under way, by name, with the revisions of their records.
+func (r *Register) joins(ctx context.Context) (map[string]join, map[string]int64, error) {
+	records, err := r.etcd.Records(ctx, joinPrefix)
+	if err != nil {
+		return nil, nil, err
+	}
+	joins, revisions := map[string]join{}, map[string]int64{}
+	for _, record := range records {
+		var j join
+		if err := json.Unmarshal(record.Value, &j); err != nil {
+			return nil, nil, fmt.Errorf("cannot read %s in etcd: %w", record.Key, err)
+		}
+		joins[j.Name], revisions[j.Name] = j, record.Revision
+	}
+	return joins, revisions, nil
+}
+
+// alive lists the names of joins whose machines still give signs of life.
+func (r *Register) alive(ctx context.Context) (map[string]bool, error) {
+	records, err := r.etcd.Records(ctx, alivePrefix)
+	if err != nil {
+		return nil, err
+	}
+	names := map[string]bool{}
+	for _, record := range records {
+		names[strings.TrimPrefix(record.Key, alivePrefix)] = true
+	}
+	return names, nil
+}
+
+func encode(value any) ([]byte, error) {
+	data, err := json.Marshal(value)
+	if err != nil {
+		return nil, fmt.Errorf("cannot write a record for etcd: %w", err)
+	}
+	return data, nil
+}

@@ -1,0 +1,139 @@
+package node
+
+import (
+	"bytes"
+	"context"
+	"errors"
+	"net/http"
+	"time"
+
+	"kuorum/internal/cluster"
+	"kuorum/internal/component"
+	"kuorum/internal/membership"
+)
+
+const (
+	askEvery    = 5 * time.Second
+	askPatience = 5 * time.Second
+)
+
+// followSpec keeps the node's cluster.yaml, and what depends on it, as the
+// cluster has it. A server watches its own etcd member; a worker, and a server
+// whose member is down or still joins, asks the servers' agents.
+func (a *Agent) followSpec(ctx context.Context) {
+	tick := time.NewTicker(askEvery)
+	defer tick.Stop()
+	for {
+		if a.server != nil && a.joined() {
+			err := a.server.members.Register.Follow(ctx, func(spec *cluster.Spec) { a.see(ctx, spec) })
+			if ctx.Err() == nil {
+				a.options.Log.Debug("cannot follow cluster.yaml in etcd", "error", err)
+			}
+		}
+		a.askSpec(ctx)
+		select {
+		case <-ctx.Done():
+			return
+		case <-tick.C:
+		}
+	}
+}
+
+// see takes what the node's own member says. That it is no node any more it
+// believes others only: a member may be behind.
+func (a *Agent) see(ctx context.Context, spec *cluster.Spec) {
+	if _, ok := spec.Node(a.machine.Node.Name); ok {
+		a.adopt(spec)
+		return
+	}
+	a.askSpec(ctx)
+}
+
+// askSpec asks one server after the other for what a quorum agrees on.
+func (a *Agent) askSpec(ctx context.Context) {
+	for _, server := range a.spec.Load().Servers() {
+		if server.Name == a.machine.Node.Name {
+			continue
+		}
+		var spec cluster.Spec
+		limited, cancel := context.WithTimeout(ctx, askPatience)
+		err := a.agents.Call(limited, server.Address, http.MethodGet, membership.SpecPath, nil, &spec)
+		cancel()
+		if err != nil {
+			continue
+		}
+		if _, ok := spec.Node(a.machine.Node.Name); !ok {
+			a.removedOnce.Do(func() { close(a.removed) })
+			return
+		}
+		a.adopt(&spec)
+		return
+	}
+}
+
+// adopt writes a changed cluster.yaml, and the files of components that read
+// theirs again while they run. Nothing is restarted: what needs that is done
+// when the agent starts next.
+func (a *Agent) adopt(spec *cluster.Spec) {
+	a.adopting.Lock()
+	defer a.adopting.Unlock()
+	if same(a.spec.Load(), spec) {
+		return
+	}
+	machine := a.machine
+	machine.Spec = spec
+	var errs []error
+	for i, c := range component.For(machine) {
+		if c.Digest() != a.components[i].Digest() {
+			a.options.Log.Warn("the change needs a restart of the agent", "component", c.Name)
+			continue
+		}
+		errs = append(errs, writeFiles(c))
+	}
+	errs = append(errs, membership.WriteSpec(component.EtcDir, spec))
+	if err := errors.Join(errs...); err != nil {
+		a.options.Log.Error("cannot follow a change of cluster.yaml", "error", err)
+		return
+	}
+	a.spec.Store(spec)
+	a.options.Log.Info("cluster.yaml has changed", "nodes", len(spec.Spec.Nodes), "servers", len(spec.Servers()))
+}
+
+func same(a, b *cluster.Spec) bool {
+	one, err := a.YAML()
+	two, other := b.YAML()
+	return err == nil && other == nil && bytes.Equal(one, two)
+}
+
+// joined tells whether the node's join is complete.
+func (a *Agent) joined() bool {
+	select {
+	case <-a.complete:
+		return true
+	default:
+		return false
+	}
+}
+
+// finishJoin brings the node's join to its end, also when the command that
+// began it was interrupted.
+func (a *Agent) finishJoin(ctx context.Context) {
+	if a.joined() {
+		return
+	}
+	status := func(ctx context.Context) (cluster.NodeStatus, error) { return a.Status(ctx), nil }
+	err := membership.Finish(ctx, a.agents, a.spec.Load().Servers(), a.machine.Node, status, func(membership.Progress) {})
+	if ctx.Err() != nil {
+		return
+	}
+	if err != nil {
+		a.options.Log.Warn("the join of this node did not succeed", "error", err)
+		a.askSpec(ctx)
+		return
+	}
+	if err := membership.Joined(component.EtcDir); err != nil {
+		a.options.Log.Error("cannot note that this node has joined", "error", err)
+	}
+	close(a.complete)
+	a.options.Log.Info("done", "step", "join the cluster")
+}

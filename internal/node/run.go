@@ -1,0 +1,72 @@
+package node
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"time"
+
+	"kuorum/internal/component"
+	"kuorum/internal/membership"
+)
+
+// lookEvery is how often a machine that is no node looks whether it has become
+// one.
+const lookEvery = 200 * time.Millisecond
+
+// errRemoved ends the run of a node that the cluster has removed.
+var errRemoved = errors.New("the cluster has removed this node")
+
+// Run runs the node that this machine is. A machine that is none waits until
+// `kuorum join` or a lab makes it one; one that the cluster removes stops its
+// components, puts its state away and waits again. Run blocks until ctx ends,
+// which leaves the components running, or until Options.Stop is closed, which
+// stops them.
+func Run(ctx context.Context, options Options) error {
+	for {
+		disk, err := awaitNode(ctx, options)
+		if err != nil {
+			return err
+		}
+		if disk.Spec == nil {
+			return nil
+		}
+		a, err := NewAgent(options, disk)
+		if err != nil {
+			return err
+		}
+		if err := a.Run(ctx); !errors.Is(err, errRemoved) {
+			return err
+		}
+		options.Log.Warn("the cluster has removed this node: its state is put away", "in", component.VarDir+"/left")
+		if err := membership.Leave(component.EtcDir, component.VarDir); err != nil {
+			return err
+		}
+	}
+}
+
+// awaitNode returns the node's files once there are some, or nothing when ctx
+// ends or Options.Stop is closed first.
+func awaitNode(ctx context.Context, options Options) (membership.Disk, error) {
+	tick := time.NewTicker(lookEvery)
+	defer tick.Stop()
+	for told := false; ; told = true {
+		disk, err := membership.Read(component.EtcDir)
+		if err == nil {
+			return disk, nil
+		}
+		if !errors.Is(err, membership.ErrNoNode) {
+			return membership.Disk{}, fmt.Errorf("cannot start the node: %w", err)
+		}
+		if !told {
+			options.Log.Info("this machine is no node yet: it waits for kuorum join")
+		}
+		select {
+		case <-ctx.Done():
+			return membership.Disk{}, nil
+		case <-options.Stop:
+			return membership.Disk{}, nil
+		case <-tick.C:
+		}
+	}
+}
