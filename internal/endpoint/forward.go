@@ -91,11 +91,13 @@ func (f *forwarder) serve(ctx context.Context, client net.Conn) {
 		return
 	}
 	f.stuck.Store(false)
-	splice(ctx, client, server)
+	Splice(ctx, client, server)
 }
 
-// splice owns both connections and returns when they are closed.
-func splice(ctx context.Context, client, server net.Conn) {
+// Splice copies both ways until both sides have ended, one breaks, or ctx ends.
+// The end of one direction is passed on alone. It owns both connections and
+// returns when they are closed.
+func Splice(ctx context.Context, client, server net.Conn) {
 	// Closing is also what ends the other direction's copy.
 	cut := func() { closeAll(client, server) }
 	defer cut()

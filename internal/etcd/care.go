@@ -72,7 +72,8 @@ func (c *Client) Alarms(ctx context.Context) ([]cluster.EtcdAlarm, error) {
 }
 
 // Disarm takes an alarm back; one that is not there is no error. It mends
-// nothing: an alarm whose cause is still there comes back.
+// nothing: an alarm whose cause is still there comes back. Etcd raises CORRUPT
+// for member 0 when it cannot tell who is wrong.
 func (c *Client) Disarm(ctx context.Context, alarm cluster.EtcdAlarm) error {
 	kind := pb.AlarmType(pb.AlarmType_value[alarm.Kind])
 	if kind == pb.AlarmType_NONE {
@@ -82,8 +83,13 @@ func (c *Client) Disarm(ctx context.Context, alarm cluster.EtcdAlarm) error {
 			Exit: cluster.ExitUsage,
 		}
 	}
-	return c.change(ctx, "disarm "+alarm.Kind+" of etcd member", alarm.Member, func(a answer, id uint64) error {
+	disarm := func(a answer, id uint64) error {
 		_, err := a.member.client.AlarmDisarm(ctx, &clientv3.AlarmMember{MemberID: id, Alarm: kind})
 		return err
-	})
+	}
+	verb := "disarm " + alarm.Kind + " of etcd member"
+	if alarm.Member == "0" && kind == pb.AlarmType_CORRUPT {
+		return c.transact(ctx, verb+" 0", func(a answer) error { return disarm(a, 0) })
+	}
+	return c.change(ctx, verb, alarm.Member, disarm)
 }

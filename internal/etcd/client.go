@@ -8,6 +8,7 @@ import (
 	"crypto/tls"
 	"errors"
 	"fmt"
+	"net"
 	"strconv"
 	"time"
 
@@ -47,42 +48,57 @@ type member struct {
 	client   *clientv3.Client
 }
 
-// Dial prepares to ask the members at endpoints, which are URLs such as
-// https://198.18.0.11:2379. Config may be nil for plain http. It connects to
-// nobody and does not block; the first question does. Give one endpoint for
-// what concerns one member (Status, Defragment), all of them for the rest.
-func Dial(endpoints []string, config *tls.Config) (*Client, error) {
-	if len(endpoints) == 0 {
+// Config says how members are reached.
+type Config struct {
+	// Endpoints are URLs such as https://198.18.0.11:2379. Give one for what
+	// concerns one member (Status, Defragment), all of them for the rest.
+	Endpoints []string
+	// TLS may be nil for plain http. Each member must prove the host of its
+	// endpoint, whatever way it is reached.
+	TLS *tls.Config
+	// Dial connects to host:port; nil takes this process's own network. It
+	// must end with its context.
+	Dial func(ctx context.Context, address string) (net.Conn, error)
+}
+
+// Dial prepares to ask members. It connects to nobody and does not block; the
+// first question does.
+func Dial(config Config) (*Client, error) {
+	if len(config.Endpoints) == 0 {
 		return nil, errors.New("cannot prepare for etcd: no endpoints")
 	}
 	c := &Client{}
-	for _, endpoint := range endpoints {
+	for _, endpoint := range config.Endpoints {
 		client, err := clientv3.New(settings(endpoint, config))
 		if err != nil {
 			return nil, errors.Join(fmt.Errorf("cannot prepare for etcd at %s: %w", endpoint, err), c.Close())
 		}
-		c.members = append(c.members, member{endpoint: endpoint, tls: config, client: client})
+		c.members = append(c.members, member{endpoint: endpoint, tls: config.TLS, client: client})
 	}
 	return c, nil
 }
 
-func settings(endpoint string, config *tls.Config) clientv3.Config {
+func settings(endpoint string, config Config) clientv3.Config {
+	options := []grpc.DialOption{
+		grpc.WithNoProxy(), // HTTPS_PROXY is for pulling images
+		grpc.WithConnectParams(grpc.ConnectParams{
+			Backoff:           backoff.Config{BaseDelay: reconnectEvery / 5, Multiplier: 1.6, Jitter: 0.2, MaxDelay: reconnectEvery},
+			MinConnectTimeout: connectTimeout,
+		}),
+	}
+	if config.Dial != nil {
+		options = append(options, grpc.WithContextDialer(config.Dial))
+	}
 	return clientv3.Config{
 		Endpoints:            []string{endpoint},
-		TLS:                  config,
+		TLS:                  config.TLS,
 		DialKeepAliveTime:    pingEvery,
 		DialKeepAliveTimeout: pingWait,
 		// One try: whether to ask again is decided here, where it is known
 		// what was asked.
 		MaxUnaryRetries: 1,
 		Logger:          zap.NewNop(), // the default writes to stderr
-		DialOptions: []grpc.DialOption{
-			grpc.WithNoProxy(), // HTTPS_PROXY is for pulling images
-			grpc.WithConnectParams(grpc.ConnectParams{
-				Backoff:           backoff.Config{BaseDelay: reconnectEvery / 5, Multiplier: 1.6, Jitter: 0.2, MaxDelay: reconnectEvery},
-				MinConnectTimeout: connectTimeout,
-			}),
-		},
+		DialOptions:     options,
 	}
 }
 

@@ -166,11 +166,15 @@ func waitHealthy(t *testing.T, s *server) cluster.EtcdStatus {
 
 func dialTo(t *testing.T, config *tls.Config, servers ...*server) *Client {
 	t.Helper()
-	var endpoints []string
+	return dialWith(t, Config{TLS: config}, servers...)
+}
+
+func dialWith(t *testing.T, config Config, servers ...*server) *Client {
+	t.Helper()
 	for _, s := range servers {
-		endpoints = append(endpoints, s.client)
+		config.Endpoints = append(config.Endpoints, s.client)
 	}
-	c, err := Dial(endpoints, config)
+	c, err := Dial(config)
 	if err != nil {
 		t.Fatal(err)
 	}

@@ -27,11 +27,20 @@ const (
 // It holds for the first member. After that ask all of them again, since
 // things change, and leave out those that are done.
 func DefragOrder(statuses map[string]cluster.EtcdStatus) ([]string, error) {
+	return order(statuses, pays)
+}
+
+// DefragAll is DefragOrder with the members where it does not pay as well.
+func DefragAll(statuses map[string]cluster.EtcdStatus) ([]string, error) {
+	return order(statuses, func(cluster.EtcdStatus) bool { return true })
+}
+
+func order(statuses map[string]cluster.EtcdStatus, wanted func(cluster.EtcdStatus) bool) ([]string, error) {
 	if reasons := unfit(statuses); len(reasons) > 0 {
 		return nil, &cluster.Problem{
 			What: "refused to defragment: a member that is at it is as good as stopped, and not all others are well",
 			Why:  strings.Join(reasons, "\n"),
-			Do:   "mend that first; kuorum status",
+			Do:   "mend that first; kuorum etcd status",
 			Exit: cluster.ExitRefused,
 		}
 	}
@@ -39,7 +48,7 @@ func DefragOrder(statuses map[string]cluster.EtcdStatus) ([]string, error) {
 	for _, name := range slices.Sorted(maps.Keys(statuses)) {
 		s := statuses[name]
 		switch {
-		case s.Learner || !pays(s):
+		case s.Learner || !wanted(s):
 		case s.ID == s.Leader:
 			leader = append(leader, name)
 		default:

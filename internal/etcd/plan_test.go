@@ -78,6 +78,22 @@ func TestDefragOrder(t *testing.T) {
 	}
 }
 
+func TestDefragAll(t *testing.T) {
+	statuses := threeFragmented()
+	for name, s := range statuses {
+		s.DBUsedBytes, s.Learner = s.DBBytes, name == "m3"
+		statuses[name] = s
+	}
+	got, err := DefragAll(statuses)
+	if diff := cmp.Diff([]string{"m1", "m2"}, got); diff != "" || err != nil {
+		t.Errorf("(-want +got):\n%s%v", diff, err)
+	}
+	statuses["m1"] = cluster.EtcdStatus{Error: "connection refused"}
+	if _, err := DefragAll(statuses); exitCode(err) != cluster.ExitRefused {
+		t.Errorf("all, while one does not answer: %v", err)
+	}
+}
+
 func alarm(kind string) []cluster.EtcdAlarm { return []cluster.EtcdAlarm{{Member: "1", Kind: kind}} }
 
 // TestDefragRefusalNamesAll holds that a person can mend all in one go.

@@ -1,14 +1,17 @@
 package etcd
 
 import (
+	"context"
 	"crypto/tls"
 	"crypto/x509"
 	"fmt"
+	"net"
 	"net/netip"
 	"net/url"
 	"os"
 	"path/filepath"
 	"strings"
+	"syscall"
 	"testing"
 	"time"
 
@@ -88,6 +91,29 @@ func TestCertificatesAreWantedAndNamed(t *testing.T) {
 	})
 	_, err := c.Members(within(t, patience))
 	mustDo(t, err)
+
+	// By another way than its address it must still prove that.
+	tunnel := Config{TLS: clientConfig(t, ca, good), Dial: func(ctx context.Context, address string) (net.Conn, error) {
+		if address != ipOf(t, s).String()+":1" {
+			return nil, fmt.Errorf("dialled %s", address)
+		}
+		return (&net.Dialer{}).DialContext(ctx, "tcp", strings.TrimPrefix(s.client, "https://"))
+	}}
+	tunnel.Endpoints = []string{"https://" + ipOf(t, s).String() + ":1"}
+	if got := dialWith(t, tunnel).Status(within(t, patience)); got.Error != "" {
+		t.Errorf("through a dialler: %s", got.Error)
+	}
+	tunnel.Endpoints = []string{"https://127.255.255.254:1"}
+	tunnel.Dial = func(ctx context.Context, _ string) (net.Conn, error) {
+		return (&net.Dialer{}).DialContext(ctx, "tcp", strings.TrimPrefix(s.client, "https://"))
+	}
+	if got := dialWith(t, tunnel).Status(within(t, patience)).Error; got != "its certificate is made out to somebody else" {
+		t.Errorf("somebody else's endpoint: %q", got)
+	}
+	tunnel.Dial = func(context.Context, string) (net.Conn, error) { return nil, syscall.ECONNREFUSED }
+	if got := dialWith(t, tunnel).Status(within(t, patience)).Error; !strings.HasPrefix(got, "connection refused") {
+		t.Errorf("a dialler's error: %q", got)
+	}
 
 	for name, test := range map[string]struct {
 		config *tls.Config

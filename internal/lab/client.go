@@ -10,11 +10,13 @@ import (
 	"net"
 	"net/http"
 	"os"
+	"os/exec"
 	"strconv"
 	"strings"
 	"time"
 
 	"kuorum/internal/cluster"
+	"kuorum/internal/host"
 )
 
 // controlSocket is where the lab process answers, in the lab's directory.
@@ -62,22 +64,16 @@ func (l *Lab) PowerOffMachine(ctx context.Context, name string) error {
 }
 
 func (l *Lab) call(ctx context.Context, method, path string, into any) error {
-	if _, ok := l.Running(); !ok {
-		return &cluster.Problem{
-			What: fmt.Sprintf("lab %q is not running", l.Name),
-			Do:   "kuorum up " + l.Name,
-			Exit: cluster.ExitNoQuorum,
-		}
-	}
-	dial := func(ctx context.Context, _, _ string) (net.Conn, error) {
-		return (&net.Dialer{}).DialContext(ctx, "unix", l.path(controlSocket))
-	}
+	dial := func(ctx context.Context, _, _ string) (net.Conn, error) { return l.control(ctx) }
 	transport := &http.Transport{DialContext: dial, DisableKeepAlives: true}
 	req, err := http.NewRequestWithContext(ctx, method, "http://lab"+path, nil)
 	if err != nil {
 		return fmt.Errorf("cannot ask lab %s: %w", l.Name, err)
 	}
 	resp, err := (&http.Client{Transport: transport}).Do(req)
+	if p, ok := errors.AsType[*cluster.Problem](err); ok {
+		return p
+	}
 	if err != nil {
 		return fmt.Errorf("cannot ask lab %s: %w", l.Name, err)
 	}
@@ -87,11 +83,7 @@ func (l *Lab) call(ctx context.Context, method, path string, into any) error {
 		return fmt.Errorf("cannot ask lab %s: %w", l.Name, err)
 	}
 	if resp.StatusCode != http.StatusOK {
-		var failed report
-		if json.Unmarshal(body, &failed) != nil || failed.Error == "" {
-			failed.Error = resp.Status
-		}
-		return errors.New(failed.Error)
+		return refusal(resp.Status, body)
 	}
 	if into == nil {
 		return nil
@@ -100,6 +92,27 @@ func (l *Lab) call(ctx context.Context, method, path string, into any) error {
 		return fmt.Errorf("cannot read the answer of lab %s: %w", l.Name, err)
 	}
 	return nil
+}
+
+// control connects to the lab process.
+func (l *Lab) control(ctx context.Context) (net.Conn, error) {
+	if _, ok := l.Running(); !ok {
+		return nil, &cluster.Problem{
+			What: fmt.Sprintf("lab %q is not running", l.Name),
+			Do:   "kuorum up " + l.Name,
+			Exit: cluster.ExitNoQuorum,
+		}
+	}
+	return (&net.Dialer{}).DialContext(ctx, "unix", l.path(controlSocket))
+}
+
+// refusal is what the lab process said instead of doing something.
+func refusal(status string, body []byte) error {
+	var failed report
+	if json.Unmarshal(body, &failed) != nil || failed.Error == "" {
+		failed.Error = status
+	}
+	return errors.New(failed.Error)
 }
 
 // waitGone blocks until the lab's process has ended.
@@ -127,5 +140,63 @@ func poll(ctx context.Context, every time.Duration, try func() error) error {
 			return errors.Join(context.Cause(ctx), err)
 		case <-tick.C:
 		}
+	}
+}
+
+// command is a program to run inside a machine.
+type command struct {
+	argv           []string
+	env            []string
+	stdin          io.Reader
+	stdout, stderr io.Writer
+}
+
+// run runs c inside the machine, in all of its namespaces, and waits for it.
+func (m MachineStatus) run(ctx context.Context, c command) error {
+	if m.Power != PowerOn {
+		return offProblem(m.Name)
+	}
+	// A shell looks the program up inside; exec would have looked it up here.
+	cmd := exec.CommandContext(ctx, "/bin/sh", append([]string{"-c", `exec "$@"`, "sh"}, c.argv...)...)
+	cmd.Env = append([]string{"PATH=/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin", "HOME=/root", "USER=root"}, c.env...)
+	cmd.Dir = "/"
+	cmd.Stdin, cmd.Stdout, cmd.Stderr = c.stdin, c.stdout, c.stderr
+	return host.RunIn(m.PID, cmd)
+}
+
+// Console runs argv inside the machine with the caller's own streams; an
+// error of the program itself is an *exec.ExitError.
+func (m MachineStatus) Console(ctx context.Context, argv, env []string, streams Streams) error {
+	return m.run(ctx, command{argv: argv, env: env, stdin: streams.In, stdout: streams.Out, stderr: streams.Err})
+}
+
+// Streams are a caller's standard streams. Files are handed on as they are,
+// so that a program inside sees the terminal itself.
+type Streams struct {
+	In       io.Reader
+	Out, Err io.Writer
+}
+
+func offProblem(name string) error {
+	return &cluster.Problem{
+		What: fmt.Sprintf("machine %s is off", name),
+		Do:   "kuorum lab start " + name,
+		Exit: cluster.ExitNoQuorum,
+	}
+}
+
+// Machine picks a machine by name.
+func (s Status) Machine(name string) (MachineStatus, error) {
+	var names []string
+	for _, m := range s.Machines {
+		if m.Name == name {
+			return m, nil
+		}
+		names = append(names, m.Name)
+	}
+	return MachineStatus{}, &cluster.Problem{
+		What: fmt.Sprintf("lab %s has no machine %q", s.Name, name),
+		Why:  "its machines are " + strings.Join(names, ", "),
+		Exit: cluster.ExitUsage,
 	}
 }

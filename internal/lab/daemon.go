@@ -152,7 +152,11 @@ func (d *daemon) run(ctx context.Context, control net.Listener) error {
 	running, cancel := context.WithCancel(ctx)
 	defer cancel()
 	group, inner := errgroup.WithContext(running)
-	server := &http.Server{Handler: d.handler(), ReadHeaderTimeout: 5 * time.Second}
+	network, err := netip.ParsePrefix(d.lab.Spec.Spec.Network.Nodes)
+	if err != nil {
+		return fmt.Errorf("cannot read the machines' network: %w", err)
+	}
+	server := &http.Server{Handler: tunnel{allowed: network, otherwise: d.handler()}, ReadHeaderTimeout: 5 * time.Second}
 	group.Go(func() error {
 		if err := server.Serve(control); !errors.Is(err, http.ErrServerClosed) {
 			return fmt.Errorf("cannot serve the control socket: %w", err)
@@ -179,7 +183,7 @@ func (d *daemon) run(ctx context.Context, control net.Listener) error {
 		defer done()
 		return server.Shutdown(limited)
 	})
-	err := group.Wait()
+	err = group.Wait()
 	off, done := context.WithTimeout(context.WithoutCancel(ctx), 10*time.Second)
 	defer done()
 	return errors.Join(err, d.each(off, (*Machine).PowerOff))

@@ -73,7 +73,7 @@ func newServer(m component.Machine, options Options, agents *agent.Client) (*ser
 	if err != nil {
 		return nil, fmt.Errorf("cannot talk to etcd: %w", err)
 	}
-	client, err := etcd.Dial([]string{component.EtcdClient}, config)
+	client, err := etcd.Dial(etcd.Config{Endpoints: []string{component.EtcdClient}, TLS: config})
 	if err != nil {
 		return nil, err
 	}
