@@ -67,6 +67,13 @@ func Without(voters []Voter, name string) QuorumSum {
 	return SumOf(left)
 }
 
+// Removed is the sum after the voter of that name was taken off the member
+// list: unlike one that stopped it does not count any more. One that is no
+// voter changes nothing.
+func Removed(voters []Voter, name string) QuorumSum {
+	return SumOf(slices.DeleteFunc(slices.Clone(voters), func(v Voter) bool { return v.Name == name }))
+}
+
 // GuardQuorum is the one check of every verb that takes a voter away: nil
 // when the quorum holds afterwards, or did not hold before, else a Problem
 // with exit code 5. verb is what is asked for: "stop cp1".

@@ -2,6 +2,7 @@ package cluster
 
 import (
 	"errors"
+	"slices"
 	"testing"
 )
 
@@ -101,6 +102,37 @@ func TestGuardNeverLosesQuorum(t *testing.T) {
 					t.Fatalf("%v without %s: passed is %v", all, v.Name, passed)
 				}
 			}
+		}
+	}
+}
+
+func TestRemoved(t *testing.T) {
+	for _, c := range []struct {
+		name    string
+		voters  []Voter
+		take    string
+		want    string
+		refused bool
+	}{
+		{"one of three", voters(true, true, true), "a", "2 voters, quorum 2, may lose 0", false},
+		{"the one that is off", voters(true, true, false), "c", "2 voters, quorum 2, may lose 0", false},
+		{"a healthy one while one is off", voters(true, true, false), "a", "2 voters, 1 healthy, quorum 2, no quorum", true},
+		{"one of two", voters(true, true), "b", "1 voter, quorum 1, may lose 0", false},
+		{"the healthy one of two", voters(true, false), "a", "1 voter, 0 healthy, quorum 1, no quorum", false}, // there is none to lose
+		{"one of four while one is off", voters(true, true, true, false), "a", "3 voters, 2 healthy, quorum 2, may lose 0", false},
+		{"the last", voters(true), "a", "0 voters, quorum 1, no quorum", true},
+		{"no voter", voters(true, true, false), "learner", "3 voters, 2 healthy, quorum 2, may lose 0", false},
+	} {
+		before := slices.Clone(c.voters)
+		after := Removed(c.voters, c.take)
+		if got := after.String(); got != c.want {
+			t.Errorf("%s: got %q, want %q", c.name, got, c.want)
+		}
+		if err := GuardQuorum("remove it", SumOf(c.voters), after); (err != nil) != c.refused {
+			t.Errorf("%s: the guard says %v", c.name, err)
+		}
+		if !slices.Equal(before, c.voters) {
+			t.Errorf("%s: the voters were changed: %v", c.name, c.voters)
 		}
 	}
 }
