@@ -53,15 +53,19 @@ func TestReviewEtcd(t *testing.T) {
 		},
 		"one of no node": {
 			change: func(w *world) { w.add(stranger) },
-			want: []string{"cp1 leader healthy 0", "cp2 follower healthy 0", "cp3 follower healthy 0",
-				"old down (is on no node of cluster.yaml, so nobody can ask it) 0"},
+			want: []string{
+				"cp1 leader healthy 0", "cp2 follower healthy 0", "cp3 follower healthy 0",
+				"old down (is on no node of cluster.yaml, so nobody can ask it) 0",
+			},
 			state: cluster.StateDegraded,
 			codes: []string{"warning etcd-member-unknown", "info etcd-even"},
 		},
 		"nobody answers": {
 			change: func(w *world) { w.lose("cp1", "cp2", "cp3") },
-			want: []string{"cp1 down (does not answer: no route to host) 0", "cp2 down (does not answer: no route to host) 0",
-				"cp3 down (does not answer: no route to host) 0"},
+			want: []string{
+				"cp1 down (does not answer: no route to host) 0", "cp2 down (does not answer: no route to host) 0",
+				"cp3 down (does not answer: no route to host) 0",
+			},
 			state: cluster.StateNoQuorum,
 			codes: []string{"critical no-quorum"},
 		},

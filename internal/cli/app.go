@@ -59,11 +59,12 @@ func (a *app) command() *cobra.Command {
 	if err := root.RegisterFlagCompletionFunc("cluster", a.completeLabs); err != nil {
 		panic(err) // the flag was defined above
 	}
-	for _, g := range []cobra.Group{{ID: "lab", Title: "Learn and lab:"}, {ID: "see", Title: "See:"}, {ID: "tool", Title: "Tools, with certificates and endpoints set:"}} {
+	for _, g := range []cobra.Group{{ID: "lab", Title: "Learn and lab:"}, {ID: "see", Title: "See:"}, {ID: "operate", Title: "Operate:"}, {ID: "tool", Title: "Tools, with certificates and endpoints set:"}} {
 		root.AddGroup(&g)
 	}
 	group(root, "lab", a.upCommand(), a.downCommand(), a.listCommand(), a.labCommand(), a.imageCommand())
 	group(root, "see", a.statusCommand(), a.logsCommand(), a.configCommand(), a.versionCommand())
+	group(root, "operate", a.etcdCommand())
 	for _, tool := range lab.Tools() {
 		group(root, "tool", a.toolCommand(tool))
 	}

@@ -85,3 +85,12 @@ func (p *progress) end(mark, name string, took time.Duration) {
 	}
 	fmt.Fprintf(p.w, "%s %s (%.1fs)\n", mark, name, took.Seconds())
 }
+
+// note prints a line while a step runs.
+func (p *progress) note(format string, args ...any) {
+	clear := ""
+	if p.tty {
+		clear = "\r\033[K"
+	}
+	fmt.Fprintf(p.w, clear+"  "+format+"\n", args...)
+}

@@ -2,7 +2,9 @@ package cli
 
 import (
 	"context"
+	"errors"
 	"fmt"
+	"io/fs"
 	"os"
 	"path/filepath"
 	"strings"
@@ -10,6 +12,7 @@ import (
 	"kuorum/internal/agent"
 	"kuorum/internal/cluster"
 	"kuorum/internal/component"
+	"kuorum/internal/etcd"
 	"kuorum/internal/pki"
 )
 
@@ -19,6 +22,8 @@ type target struct {
 	spec *cluster.Spec
 	// reports asks the agents of all nodes now; it takes 2 s at most.
 	reports func(context.Context) ([]cluster.NodeReport, error)
+	// etcd prepares to ask the members at endpoints; the caller closes it.
+	etcd func(endpoints ...string) (*etcd.Client, error)
 }
 
 func (a *app) target() (target, error) {
@@ -29,10 +34,37 @@ func (a *app) target() (target, error) {
 	if err != nil {
 		return target{}, err
 	}
-	return target{spec: l.Spec, reports: func(ctx context.Context) ([]cluster.NodeReport, error) {
-		status, err := l.Status(ctx)
-		return status.Reports(), err
-	}}, nil
+	return target{
+		spec: l.Spec,
+		reports: func(ctx context.Context) ([]cluster.NodeReport, error) {
+			status, err := l.Status(ctx)
+			return status.Reports(), err
+		},
+		etcd: func(endpoints ...string) (*etcd.Client, error) {
+			return dialEtcd(etcd.Config{Endpoints: endpoints, Dial: l.Dial}, l.Client("etcd-ca.crt"), l.Client("etcd.crt"), l.Client("etcd.key"))
+		},
+	}, nil
+}
+
+// dialEtcd adds to config what the files have: an authority, a certificate and
+// its key.
+func dialEtcd(config etcd.Config, files ...string) (*etcd.Client, error) {
+	var data [][]byte
+	for _, name := range files {
+		content, err := os.ReadFile(name)
+		if errors.Is(err, fs.ErrNotExist) {
+			return nil, &cluster.Problem{What: "cannot talk to etcd from here: only servers hold its certificates", Err: err, Do: "run it on a server"}
+		}
+		if err != nil {
+			return nil, fmt.Errorf("cannot talk to etcd: %w", err)
+		}
+		data = append(data, content)
+	}
+	var err error
+	if config.TLS, err = pki.EtcdClientTLS(data[0], pki.Pair{Cert: data[1], Key: data[2]}); err != nil {
+		return nil, err
+	}
+	return etcd.Dial(config)
 }
 
 // nodeTarget is for a command on a node: it asks the other agents as the
@@ -55,9 +87,16 @@ func nodeTarget(dir string) (target, error) {
 		return target{}, err
 	}
 	agents := agent.NewClient(config)
-	return target{spec: spec, reports: func(ctx context.Context) ([]cluster.NodeReport, error) {
-		return agents.Reports(ctx, spec.Spec.Nodes), nil
-	}}, nil
+	keys := func(name string) string { return filepath.Join(dir, "pki/etcd", name) }
+	return target{
+		spec: spec,
+		reports: func(ctx context.Context) ([]cluster.NodeReport, error) {
+			return agents.Reports(ctx, spec.Spec.Nodes), nil
+		},
+		etcd: func(endpoints ...string) (*etcd.Client, error) {
+			return dialEtcd(etcd.Config{Endpoints: endpoints}, keys("ca.crt"), keys("agent-client.crt"), keys("agent-client.key"))
+		},
+	}, nil
 }
 
 // verdict is the exit code of a command that has printed what it found and

@@ -88,10 +88,3 @@ func GuardQuorum(verb string, before, after QuorumSum) error {
 		Exit: ExitRefused,
 	}
 }
-
-// Removed is the sum after the voter of that name was taken off the member
-// list: unlike one that stopped, it counts no more. One that is no voter
-// changes nothing.
-func Removed(voters []Voter, name string) QuorumSum {
-	return SumOf(slices.DeleteFunc(slices.Clone(voters), func(v Voter) bool { return v.Name == name }))
-}

@@ -72,10 +72,11 @@ func statusOf(answer *pb.StatusResponse) cluster.EtcdStatus {
 }
 
 // parseAlarm reads an alarm as Status has it among its errors:
-// "memberID:1234 alarm:NOSPACE". A real list of alarms would need a quorum.
+// "memberID:1234 alarm:NOSPACE"; without an ID it is of member 0, nobody. A
+// real list of alarms would need a quorum.
 // How many spaces there are differs from build to build of protobuf.
 func parseAlarm(text string) (cluster.EtcdAlarm, bool) {
-	var alarm cluster.EtcdAlarm
+	alarm := cluster.EtcdAlarm{Member: "0"}
 	for field := range strings.FieldsSeq(text) {
 		key, value, _ := strings.Cut(field, ":")
 		switch key {
@@ -89,7 +90,7 @@ func parseAlarm(text string) (cluster.EtcdAlarm, bool) {
 			alarm.Kind = value
 		}
 	}
-	return alarm, alarm.Member != "" && alarm.Kind != ""
+	return alarm, alarm.Kind != ""
 }
 
 func sortAlarms(alarms []cluster.EtcdAlarm) {

@@ -120,6 +120,7 @@ func TestParseAlarm(t *testing.T) {
 	}{
 		{"memberID:10501334649042878790 alarm:NOSPACE ", cluster.EtcdAlarm{Member: "91bc3c398fb3c146", Kind: "NOSPACE"}},
 		{"memberID:255  alarm:CORRUPT", cluster.EtcdAlarm{Member: "ff", Kind: "CORRUPT"}},
+		{"alarm:CORRUPT", cluster.EtcdAlarm{Member: "0", Kind: "CORRUPT"}},
 		{"etcdserver: no leader", cluster.EtcdAlarm{}},
 		{"memberID:x alarm:NOSPACE", cluster.EtcdAlarm{}},
 		{"memberID:1", cluster.EtcdAlarm{}},
