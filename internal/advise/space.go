@@ -72,7 +72,7 @@ func (v *view) noSpace() []cluster.Finding {
 		Severity: cluster.SeverityCritical,
 		What:     "etcd takes no writes: the database of " + strings.Join(names, ", ") + " has reached its quota",
 		Why:      strings.Join(sizes, "") + "the alarm stays until it is disarmed",
-		Do:       "kuorum etcd compact && kuorum etcd defrag && kuorum etcd alarms --disarm",
+		Do:       "kuorum etcd compact --keep 0 && kuorum etcd defrag && kuorum etcd alarms --disarm",
 	}
 	if len(ids) == 1 {
 		f.Node = v.nodeOfID(ids[0])

@@ -81,13 +81,16 @@ func group(root *cobra.Command, id string, commands ...*cobra.Command) {
 	}
 }
 
-// refuseBadArguments makes every command's own complaint about its arguments
-// a usage error.
+// refuseBadArguments makes every command's own complaint about its arguments,
+// or about flags that exclude each other, a usage error.
 func refuseBadArguments(cmd *cobra.Command) {
 	if check := cmd.Args; check != nil {
 		cmd.Args = func(cmd *cobra.Command, args []string) error {
 			switch err := check(cmd, args); {
 			case err == nil:
+				if err := cmd.ValidateFlagGroups(); err != nil { // cobra's own look comes later
+					return refuseArguments(cmd, err)
+				}
 				return nil
 			case cmd.HasSubCommands():
 				return unknownCommand(cmd, args[0])

@@ -34,6 +34,7 @@ for about 1 s for 100 MiB. It is refused while any member is not well. It pays f
 quarter or more of them free, and for full ones.`,
 		Example: `  kuorum etcd defrag
   kuorum etcd defrag cp2 --force    also if it does not pay`,
+		Args:              cobra.ArbitraryArgs,
 		ValidArgsFunction: a.completeMembers(math.MaxInt),
 		RunE: func(cmd *cobra.Command, args []string) error {
 			if force {
