@@ -171,9 +171,9 @@ func (a *Authority) issueTo(key *ecdsa.PublicKey, req Request) ([]byte, error) {
 	return cert, nil
 }
 
-// issueFor issues a certificate that is valid from now for leafLife.
+// issueFor issues a certificate to somebody who has to come again for another.
 func (a *Authority) issueFor(now time.Time, req Request) (Pair, error) {
-	return a.Issue(req.lasting(now, leafLife))
+	return a.Issue(req.lasting(now, personLife))
 }
 
 // lasting is the request for a certificate that is valid from now for life.

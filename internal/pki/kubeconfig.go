@@ -53,25 +53,28 @@ func Kubeconfig(server, clusterName string, pair Pair, ca []byte) ([]byte, error
 	if err := checkKubeconfig(server, clusterName, pair, ca); err != nil {
 		return nil, fmt.Errorf("cannot write kubeconfig of cluster %q: %w", clusterName, err)
 	}
+	out, err := yaml.Marshal(newKubeconfig(server, clusterName, pair, ca))
+	if err != nil {
+		return nil, fmt.Errorf("cannot write kubeconfig of cluster %q: %w", clusterName, err)
+	}
+	return out, nil
+}
+
+func newKubeconfig(server, clusterName string, pair Pair, ca []byte) kubeconfig {
 	cluster := namedCluster{Name: clusterName}
 	cluster.Cluster.Server, cluster.Cluster.CA = server, ca
 	user := namedUser{Name: clusterName}
 	user.User.Cert, user.User.Key = pair.Cert, pair.Key
 	context := namedContext{Name: clusterName}
 	context.Context.Cluster, context.Context.User = clusterName, clusterName
-
-	out, err := yaml.Marshal(kubeconfig{
+	return kubeconfig{
 		APIVersion:     "v1",
 		Kind:           "Config",
 		Clusters:       []namedCluster{cluster},
 		Users:          []namedUser{user},
 		Contexts:       []namedContext{context},
 		CurrentContext: clusterName,
-	})
-	if err != nil {
-		return nil, fmt.Errorf("cannot write kubeconfig of cluster %q: %w", clusterName, err)
 	}
-	return out, nil
 }
 
 func checkKubeconfig(server, clusterName string, pair Pair, ca []byte) error {

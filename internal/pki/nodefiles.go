@@ -22,7 +22,7 @@ type File struct {
 
 // NodeFiles makes every key, certificate and kubeconfig that a node needs, in
 // kubeadm's layout, sorted by path. Certificates are new with each call and
-// live a year, or as long as their authority if that is less. A worker gets no
+// live for LeafLife, or as long as their authority if that is less. A worker gets no
 // authority's key, nothing of etcd and no admin's rights. Every file with a
 // secret has mode 0600, the others 0644. The spec must have its defaults
 // filled in, and node must be one of its nodes.
@@ -39,14 +39,9 @@ func (s *Set) nodeFiles(spec *cluster.Spec, node cluster.Node, now time.Time) ([
 	if err != nil {
 		return nil, err
 	}
-	trust := s.Trust()
-	files := trust.files()
+	files := s.Trust().files()
 	for _, i := range p.items() {
-		pair, err := s.authority(i.by).issueFor(now, i.req)
-		if err != nil {
-			return nil, err
-		}
-		made, err := i.files(p.context, pair, trust.Cluster)
+		made, err := s.makeItem(i, p.context, now)
 		if err != nil {
 			return nil, err
 		}
@@ -60,6 +55,15 @@ func (s *Set) nodeFiles(spec *cluster.Spec, node cluster.Node, now time.Time) ([
 		files = append(files, secrets...)
 	}
 	return sorted(files), nil
+}
+
+// makeItem issues a certificate and lays it out.
+func (s *Set) makeItem(i item, context string, now time.Time) ([]File, error) {
+	pair, err := s.authority(i.by).Issue(i.req.lasting(now, s.leafLife()))
+	if err != nil {
+		return nil, err
+	}
+	return i.files(context, pair, s.Cluster.pair.Cert)
 }
 
 // Trust is the certificates of the authorities that every node trusts, as PEM.

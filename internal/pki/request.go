@@ -178,7 +178,7 @@ func (s *Set) signRequests(
 	}
 	certs := map[string][]byte{}
 	for _, i := range items {
-		cert, err := s.authority(i.by).issueTo(keys[i.path], i.req.lasting(now, leafLife))
+		cert, err := s.authority(i.by).issueTo(keys[i.path], i.req.lasting(now, s.leafLife()))
 		if err != nil {
 			return nil, err
 		}

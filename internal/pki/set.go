@@ -12,7 +12,8 @@ import (
 
 const (
 	authorityLife = 10 * 365 * 24 * time.Hour
-	leafLife      = 365 * 24 * time.Hour
+	// personLife is also what a node's certificates live if nobody says otherwise.
+	personLife = 365 * 24 * time.Hour
 )
 
 // Users and groups of kuorum's own making, as they appear in certificates.
@@ -70,6 +71,18 @@ type Set struct {
 	ServiceAccount SigningKey
 	// EncryptionKey is for secrets at rest in etcd (XSalsa20 and Poly1305).
 	EncryptionKey [32]byte
+	// LeafLife is how long the certificates of nodes live, which their agents
+	// renew; 0 means a year. Those of persons, which nobody renews, and of the
+	// API balancer outside live a year whatever it is. It is a setting and no
+	// secret: Files does not hold it, and ParseSet leaves it 0.
+	LeafLife time.Duration
+}
+
+func (s *Set) leafLife() time.Duration {
+	if s.LeafLife == 0 {
+		return personLife
+	}
+	return s.LeafLife
 }
 
 // NewSet makes the secrets of a new cluster. The authorities live ten years.

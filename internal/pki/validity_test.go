@@ -28,7 +28,7 @@ func TestValidity(t *testing.T) {
 		"kubeconfig":  func() (time.Time, time.Time, error) { return KubeconfigValidity(config) },
 	} {
 		from, until, err := read()
-		if err != nil || from.After(now) || until.Sub(now) != leafLife {
+		if err != nil || from.After(now) || until.Sub(now) != personLife {
 			t.Errorf("%s: %v to %v, %v", name, from, until, err)
 		}
 	}
