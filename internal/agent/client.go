@@ -39,12 +39,19 @@ const maxAnswer = 4 << 20
 // by several goroutines.
 type Client struct{ http *http.Client }
 
+// Dialer connects to host:port. It must end with its context.
+type Dialer func(ctx context.Context, address string) (net.Conn, error)
+
 // NewClient uses the certificates of config; each agent must prove the address
-// that it is asked at.
-func NewClient(config *tls.Config) *Client {
-	dialer := &net.Dialer{Timeout: patience}
+// that it is asked at. A nil dial takes this process's own network.
+func NewClient(config *tls.Config, dial Dialer) *Client {
+	if dial == nil {
+		own := &net.Dialer{Timeout: patience}
+		dial = func(ctx context.Context, address string) (net.Conn, error) { return own.DialContext(ctx, "tcp", address) }
+	}
 	return &Client{http: &http.Client{Transport: &http.Transport{
-		DialContext: dialer.DialContext, TLSClientConfig: config, TLSHandshakeTimeout: patience, IdleConnTimeout: time.Minute,
+		DialContext:     func(ctx context.Context, _, address string) (net.Conn, error) { return dial(ctx, address) },
+		TLSClientConfig: config, TLSHandshakeTimeout: patience, IdleConnTimeout: time.Minute,
 	}}}
 }
 

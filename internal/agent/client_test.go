@@ -54,7 +54,7 @@ func TestExplain(t *testing.T) {
 // Nobody listens at this address of the loopback: the report must say so, and
 // still name the node.
 func TestReportOfAStoppedAgent(t *testing.T) {
-	client := NewClient(&tls.Config{MinVersion: tls.VersionTLS12})
+	client := NewClient(&tls.Config{MinVersion: tls.VersionTLS12}, nil)
 	nodes := []cluster.Node{{Name: "cp1", Role: cluster.RoleServer, Address: "127.9.9.1"}, {Name: "w1", Role: cluster.RoleWorker, Address: "127.9.9.2"}}
 	reports := client.Reports(t.Context(), nodes)
 	for i, r := range reports {
@@ -73,7 +73,7 @@ func TestReportOfAFrozenAgent(t *testing.T) {
 	}
 	defer ln.Close()
 	begin := time.Now()
-	r := NewClient(&tls.Config{MinVersion: tls.VersionTLS12}).Report(t.Context(), cluster.Node{Name: "cp1", Address: "127.9.9.3"})
+	r := NewClient(&tls.Config{MinVersion: tls.VersionTLS12}, nil).Report(t.Context(), cluster.Node{Name: "cp1", Address: "127.9.9.3"})
 	if !strings.Contains(r.Error, "no answer") || time.Since(begin) > 10*patience {
 		t.Errorf("after %v: %+v", time.Since(begin), r)
 	}

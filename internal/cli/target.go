@@ -7,12 +7,15 @@ import (
 	"io/fs"
 	"os"
 	"path/filepath"
+	"slices"
 	"strings"
 
 	"kuorum/internal/agent"
 	"kuorum/internal/cluster"
 	"kuorum/internal/component"
 	"kuorum/internal/etcd"
+	"kuorum/internal/lab"
+	"kuorum/internal/membership"
 	"kuorum/internal/pki"
 )
 
@@ -24,6 +27,33 @@ type target struct {
 	reports func(context.Context) ([]cluster.NodeReport, error)
 	// etcd prepares to ask the members at endpoints; the caller closes it.
 	etcd func(endpoints ...string) (*etcd.Client, error)
+	// agents asks one agent.
+	agents *agent.Client
+}
+
+// call asks one server after the other until one answers. What one refuses,
+// the others would refuse as well; one that has no quorum, or may not be asked,
+// is passed over.
+func (t target) call(ctx context.Context, method, path string, in, out any, but ...string) error {
+	var silent []string
+	for _, n := range t.spec.Servers() {
+		if slices.Contains(but, n.Name) {
+			continue
+		}
+		err := t.agents.Call(ctx, n.Address, method, path, in, out)
+		problem, refused := errors.AsType[*cluster.Problem](err)
+		if err == nil || refused && problem.ExitCode() != cluster.ExitNoQuorum {
+			return err
+		}
+		if ctx.Err() != nil {
+			return context.Cause(ctx)
+		}
+		silent = append(silent, n.Name+": "+agent.Explain(err))
+	}
+	return &cluster.Problem{
+		What: "no server of the cluster can do that now", Why: strings.Join(silent, "\n"),
+		Do: "kuorum status", Exit: cluster.ExitNoQuorum,
+	}
 }
 
 func (a *app) target() (target, error) {
@@ -34,8 +64,17 @@ func (a *app) target() (target, error) {
 	if err != nil {
 		return target{}, err
 	}
+	return labTarget(l)
+}
+
+func labTarget(l *lab.Lab) (target, error) {
+	agents, err := l.Agents()
+	if err != nil {
+		return target{}, err
+	}
 	return target{
-		spec: l.Spec,
+		spec:   l.Nodes(),
+		agents: agents,
 		reports: func(ctx context.Context) ([]cluster.NodeReport, error) {
 			status, err := l.Status(ctx)
 			return status.Reports(), err
@@ -82,14 +121,14 @@ func nodeTarget(dir string) (target, error) {
 	if err != nil {
 		return target{}, err
 	}
-	config, err := pki.ClientTLS(files["pki/agent-ca.crt"], pki.Pair{Cert: files["pki/agent.crt"], Key: files["pki/agent.key"]}, "")
+	agents, err := membership.NodeClient(dir)
 	if err != nil {
 		return target{}, err
 	}
-	agents := agent.NewClient(config)
 	keys := func(name string) string { return filepath.Join(dir, "pki/etcd", name) }
 	return target{
-		spec: spec,
+		spec:   spec,
+		agents: agents,
 		reports: func(ctx context.Context) ([]cluster.NodeReport, error) {
 			return agents.Reports(ctx, spec.Spec.Nodes), nil
 		},

@@ -38,6 +38,7 @@ const (
 // of three. All methods may be called at the same time; none of them waits
 // longer than its context, which should have a deadline, but where it says so.
 type Client struct {
+	config  Config
 	members []member
 }
 
@@ -67,7 +68,7 @@ func Dial(config Config) (*Client, error) {
 	if len(config.Endpoints) == 0 {
 		return nil, errors.New("cannot prepare for etcd: no endpoints")
 	}
-	c := &Client{}
+	c := &Client{config: config}
 	for _, endpoint := range config.Endpoints {
 		client, err := clientv3.New(settings(endpoint, config))
 		if err != nil {
@@ -136,8 +137,10 @@ func parseID(id string) (uint64, error) {
 // canceled tells whether the caller has given up, rather than run out of time.
 func canceled(ctx context.Context) bool { return errors.Is(ctx.Err(), context.Canceled) }
 
-// At is a client for the one member at endpoint, with the same certificates.
-// The caller closes it.
+// At is a client for the one member at endpoint, reached in the same way. The
+// caller closes it.
 func (c *Client) At(endpoint string) (*Client, error) {
-	return Dial([]string{endpoint}, c.members[0].tls)
+	config := c.config
+	config.Endpoints = []string{endpoint}
+	return Dial(config)
 }

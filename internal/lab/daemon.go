@@ -18,7 +18,6 @@ import (
 
 	"kuorum/internal/agent"
 	"kuorum/internal/cluster"
-	"kuorum/internal/component"
 	"kuorum/internal/endpoint"
 	"kuorum/internal/host"
 	"kuorum/internal/pki"
@@ -36,10 +35,14 @@ const (
 // namespace of its own, which is the lab's switch: when it ends, however it
 // ends, so do its machines, its cables and its forwarder.
 type daemon struct {
-	lab      *Lab
+	lab      *Lab // its Spec changes with changing held
 	log      *slog.Logger
-	machines []*Machine
 	agents   *agent.Client
+	balancer *endpoint.Balancer
+	changing sync.Mutex // one machine comes or goes at a time
+
+	mu       sync.Mutex
+	machines []*Machine // see list
 	stop     chan struct{}
 	stopOnce sync.Once
 }
@@ -80,14 +83,17 @@ func (s Store) prepare(ctx context.Context, name, bundle string, log *slog.Logge
 		return nil, nil, err
 	}
 	d := &daemon{lab: l, log: log, stop: make(chan struct{})}
-	for i, n := range l.Spec.Spec.Nodes {
-		m, err := newMachine(l, i, n, hierarchies)
+	for _, n := range l.Spec.Spec.Nodes {
+		m, err := newMachine(l, n, hierarchies)
 		if err != nil {
 			return nil, nil, err
 		}
 		d.machines = append(d.machines, m)
 	}
-	if d.agents, err = agentClient(l); err != nil {
+	if d.agents, err = agentClient(l, nil); err != nil {
+		return nil, nil, err
+	}
+	if d.balancer, err = newBalancer(l, log); err != nil {
 		return nil, nil, err
 	}
 	control, err := listenControl(ctx, l)
@@ -119,7 +125,11 @@ func makeSwitch(l *Lab) error {
 	return host.ProbeLinks(l.Spec.Spec.Network.Backend)
 }
 
-func agentClient(l *Lab) (*agent.Client, error) {
+// Agents asks the agents of the lab's machines from the host, by way of the
+// lab's process.
+func (l *Lab) Agents() (*agent.Client, error) { return agentClient(l, l.Dial) }
+
+func agentClient(l *Lab, dial agent.Dialer) (*agent.Client, error) {
 	var files [3][]byte
 	for i, name := range []string{"agent-ca.crt", "agent.crt", "agent.key"} {
 		data, err := os.ReadFile(l.Client(name))
@@ -133,7 +143,7 @@ func agentClient(l *Lab) (*agent.Client, error) {
 	if err != nil {
 		return nil, fmt.Errorf("cannot talk to agents: %w", err)
 	}
-	return agent.NewClient(config), nil
+	return agent.NewClient(config, dial), nil
 }
 
 func listenControl(ctx context.Context, l *Lab) (net.Listener, error) {
@@ -166,7 +176,7 @@ func (d *daemon) run(ctx context.Context, control net.Listener) error {
 	group.Go(func() error { return d.forward(inner) })
 	group.Go(func() error {
 		logs := []string{d.lab.path("lab.log")}
-		for _, m := range d.machines {
+		for _, m := range d.list() {
 			logs = append(logs, m.log)
 		}
 		supervise.RotateLogs(inner, d.log, logs...)
@@ -201,26 +211,21 @@ func (d *daemon) forward(ctx context.Context) error {
 	if err := file.Close(); err != nil {
 		return fmt.Errorf("cannot use the API's listener: %w", err)
 	}
-	config := endpoint.Config{
-		Listen:   []string{ln.Addr().String()},
+	return d.balancer.Serve(ctx, []net.Listener{ln})
+}
+
+func newBalancer(l *Lab, log *slog.Logger) (*endpoint.Balancer, error) {
+	return endpoint.New(endpoint.Config{
+		Listen:   []string{net.JoinHostPort("127.0.0.1", strconv.Itoa(l.State.Port))},
 		Interval: cluster.Duration(time.Second), // power-offs are seen without it
-		CA:       d.lab.Client("ca.crt"), Cert: d.lab.Client("endpoint.crt"), Key: d.lab.Client("endpoint.key"),
-	}
-	for _, n := range d.lab.Spec.Servers() {
-		config.Backends = append(config.Backends, endpoint.Backend{
-			Name: n.Name, Address: net.JoinHostPort(n.Address, strconv.Itoa(component.PortAPIServer)),
-		})
-	}
-	balancer, err := endpoint.New(config, d.log)
-	if err != nil {
-		return errors.Join(err, ln.Close())
-	}
-	return balancer.Serve(ctx, []net.Listener{ln})
+		CA:       l.Client("ca.crt"), Cert: l.Client("endpoint.crt"), Key: l.Client("endpoint.key"),
+		Backends: backends(l.Spec),
+	}, log)
 }
 
 func (d *daemon) each(ctx context.Context, do func(*Machine, context.Context) error) error {
 	var group errgroup.Group
-	for _, m := range d.machines {
+	for _, m := range d.list() {
 		group.Go(func() error { return do(m, ctx) })
 	}
 	return group.Wait()
@@ -241,6 +246,19 @@ func (d *daemon) handler() http.Handler {
 			answer(w, struct{}{}, d.one(r, do))
 		})
 	}
+	mux.HandleFunc("POST /v1/machines", func(w http.ResponseWriter, r *http.Request) {
+		var node cluster.Node
+		err := json.Unmarshal([]byte(r.URL.Query().Get("node")), &node)
+		if err == nil {
+			d.log.Info("machine", "verb", "add", "name", node.Name)
+			err = d.add(r.Context(), node)
+		}
+		answer(w, struct{}{}, err)
+	})
+	mux.HandleFunc("DELETE /v1/machines/{name}", func(w http.ResponseWriter, r *http.Request) {
+		d.log.Info("machine", "verb", "remove", "name", r.PathValue("name"))
+		answer(w, struct{}{}, d.remove(r.Context(), r.PathValue("name")))
+	})
 	mux.HandleFunc("POST /v1/start", func(w http.ResponseWriter, r *http.Request) {
 		answer(w, struct{}{}, d.each(r.Context(), (*Machine).Start))
 	})
@@ -255,7 +273,7 @@ func (d *daemon) handler() http.Handler {
 }
 
 func (d *daemon) one(r *http.Request, do func(*Machine, context.Context) error) error {
-	for _, m := range d.machines {
+	for _, m := range d.list() {
 		if m.Node.Name == r.PathValue("name") {
 			return do(m, r.Context())
 		}
@@ -292,6 +310,7 @@ type MachineStatus struct {
 	Role    cluster.Role        `json:"role"`
 	Address string              `json:"address"`
 	Power   string              `json:"power"`
+	Node    bool                `json:"node"` // it is a node of the cluster
 	Since   time.Time           `json:"since"`           // of the power state
 	PID     int                 `json:"pid,omitempty"`   // of its init, as the host sees it
 	Agent   *cluster.NodeStatus `json:"agent,omitempty"` // nil when the agent does not answer
@@ -304,6 +323,9 @@ type MachineStatus struct {
 func (s Status) Reports() []cluster.NodeReport {
 	var reports []cluster.NodeReport
 	for _, m := range s.Machines {
+		if !m.Node {
+			continue
+		}
 		report := cluster.NodeReport{Name: m.Name, Role: m.Role, Address: m.Address, Error: m.Error, Status: m.Agent, ClockOffset: m.ClockOffset}
 		if m.Power == PowerOff {
 			report.Error = "the machine is off"
@@ -314,9 +336,10 @@ func (s Status) Reports() []cluster.NodeReport {
 }
 
 func (d *daemon) status(ctx context.Context) Status {
-	s := Status{Name: d.lab.Name, PID: os.Getpid(), Server: d.lab.Server(), Machines: make([]MachineStatus, len(d.machines))}
+	machines := d.list()
+	s := Status{Name: d.lab.Name, PID: os.Getpid(), Server: d.lab.Server(), Machines: make([]MachineStatus, len(machines))}
 	var all sync.WaitGroup
-	for i, m := range d.machines {
+	for i, m := range machines {
 		all.Go(func() { s.Machines[i] = d.machineStatus(ctx, m) })
 	}
 	all.Wait()
@@ -325,12 +348,12 @@ func (d *daemon) status(ctx context.Context) Status {
 
 func (d *daemon) machineStatus(ctx context.Context, m *Machine) MachineStatus {
 	m.mu.Lock()
-	s := MachineStatus{Name: m.Node.Name, Role: m.Node.Role, Address: m.Node.Address, Power: PowerOff, Since: m.since.UTC()}
+	s := MachineStatus{Name: m.Node.Name, Role: m.Node.Role, Address: m.Node.Address, Node: d.lab.isNode(m.Node.Name), Power: PowerOff, Since: m.since.UTC()}
 	if m.init != nil {
 		s.Power, s.PID = PowerOn, m.init.Process.Pid
 	}
 	m.mu.Unlock()
-	if s.Power == PowerOff {
+	if s.Power == PowerOff || !s.Node {
 		return s
 	}
 	report := d.agents.Report(ctx, m.Node)

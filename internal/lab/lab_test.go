@@ -303,7 +303,7 @@ func TestCheckDisk(t *testing.T) {
 func TestPlan(t *testing.T) {
 	_, l := testLab(t)
 	l.bundle = "/var/lib/kuorum/bundle/abc"
-	m, err := newMachine(l, 2, l.Spec.Spec.Nodes[0], nil)
+	m, err := newMachine(l, l.Spec.Spec.Nodes[0], nil)
 	if err != nil {
 		t.Fatal(err)
 	}

@@ -224,6 +224,13 @@ func ignoreExit(err error) error {
 	return err
 }
 
+// setHosts is what the machine will know of the others from its next start on.
+func (m *Machine) setHosts(text string) {
+	m.mu.Lock()
+	defer m.mu.Unlock()
+	m.plan.Hosts = text
+}
+
 // hosts renders /etc/hosts: every machine knows every other by name.
 func hosts(spec *cluster.Spec) string {
 	var text strings.Builder
@@ -235,7 +242,7 @@ func hosts(spec *cluster.Spec) string {
 }
 
 // newMachine plans the machine of one node of the lab.
-func newMachine(l *Lab, index int, node cluster.Node, hierarchies []host.Hierarchy) (*Machine, error) {
+func newMachine(l *Lab, node cluster.Node, hierarchies []host.Hierarchy) (*Machine, error) {
 	network, err := netip.ParsePrefix(l.Spec.Spec.Network.Nodes)
 	if err != nil {
 		return nil, fmt.Errorf("cannot read the machines' network: %w", err)
@@ -266,7 +273,7 @@ func newMachine(l *Lab, index int, node cluster.Node, hierarchies []host.Hierarc
 			Tools:       Tools(),
 			Hierarchies: hierarchies,
 		},
-		port:  fmt.Sprintf("m%d", index),
+		port:  fmt.Sprintf("m%x", address.As4()), // unique, and at most 15 characters
 		mtu:   l.Spec.Spec.Network.MTU,
 		group: host.NewCgroup(hierarchies, l.cgroupPath(node.Name)),
 		exe:   l.exe,

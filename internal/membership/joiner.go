@@ -90,7 +90,7 @@ func (j *Joiner) client(server string) (*agent.Client, error) {
 	if err != nil {
 		return nil, &cluster.Problem{What: "the pin of the authority cannot be used", Err: err, Do: "kuorum token create", Exit: cluster.ExitUsage}
 	}
-	return agent.NewClient(config), nil
+	return agent.NewClient(config, nil), nil
 }
 
 func (j *Joiner) request(nonce string) Request {
@@ -284,7 +284,7 @@ func NodeClient(dir string) (*agent.Client, error) {
 	if err != nil {
 		return nil, err
 	}
-	return agent.NewClient(config), nil
+	return agent.NewClient(config, nil), nil
 }
 
 // clientURL is where a server's member answers clients.

@@ -1,0 +1,148 @@
+package lab
+
+import (
+	"context"
+	"encoding/json"
+	"errors"
+	"fmt"
+	"net"
+	"net/http"
+	"net/url"
+	"os"
+	"path/filepath"
+	"slices"
+	"strconv"
+
+	"kuorum/internal/cluster"
+	"kuorum/internal/component"
+	"kuorum/internal/endpoint"
+	"kuorum/internal/host"
+)
+
+// AddMachine gives the lab a new machine and switches it on. It is an empty
+// one: no node until it joins.
+func (l *Lab) AddMachine(ctx context.Context, node cluster.Node) error {
+	data, err := json.Marshal(node)
+	if err != nil {
+		return fmt.Errorf("cannot ask lab %s: %w", l.Name, err)
+	}
+	return l.call(ctx, http.MethodPost, "/v1/machines?"+url.Values{"node": {string(data)}}.Encode(), nil)
+}
+
+// RemoveMachine cuts a machine's power and takes it, with its disk, out of the
+// lab.
+func (l *Lab) RemoveMachine(ctx context.Context, name string) error {
+	return l.call(ctx, http.MethodDelete, "/v1/machines/"+name, nil)
+}
+
+// Nodes is the Spec without the machines that are no nodes: they have not
+// joined, or were removed from the cluster.
+func (l *Lab) Nodes() *cluster.Spec {
+	spec := *l.Spec
+	spec.Spec.Nodes = slices.DeleteFunc(slices.Clone(l.Spec.Spec.Nodes), func(n cluster.Node) bool { return !l.isNode(n.Name) })
+	return &spec
+}
+
+func (l *Lab) isNode(name string) bool {
+	_, err := os.Stat(filepath.Join(l.machineDir(name), "etc/kuorum/node"))
+	return err == nil
+}
+
+// change replaces the lab's Spec, on disk first, and tells everybody in the lab
+// process who goes by it.
+func (d *daemon) change(spec *cluster.Spec) error {
+	text, err := spec.YAML()
+	if err != nil {
+		return err
+	}
+	if err := host.WriteFile(d.lab.path("cluster.yaml"), text, 0o644); err != nil {
+		return err
+	}
+	d.lab.Spec = spec
+	for _, m := range d.machines {
+		m.setHosts(hosts(spec))
+	}
+	return d.balancer.SetBackends(backends(spec), "")
+}
+
+func backends(spec *cluster.Spec) []endpoint.Backend {
+	var list []endpoint.Backend
+	for _, n := range spec.Servers() {
+		list = append(list, endpoint.Backend{Name: n.Name, Address: net.JoinHostPort(n.Address, strconv.Itoa(component.PortAPIServer))})
+	}
+	return list
+}
+
+func (d *daemon) add(ctx context.Context, node cluster.Node) error {
+	d.changing.Lock()
+	defer d.changing.Unlock()
+	spec, err := d.lab.Spec.With(node)
+	if err != nil {
+		return err
+	}
+	if _, exists := d.lab.Spec.Node(node.Name); exists {
+		return fmt.Errorf("lab %s has a machine %s already", d.lab.Name, node.Name)
+	}
+	hierarchies, err := host.MountedHierarchies()
+	if err != nil {
+		return err
+	}
+	if err := os.RemoveAll(d.lab.machineDir(node.Name)); err != nil { // of an interrupted removal
+		return fmt.Errorf("cannot clear the disk of %s: %w", node.Name, err)
+	}
+	before := d.lab.Spec
+	d.lab.Spec = spec // the machine is planned by it
+	m, err := newMachine(d.lab, node, hierarchies)
+	d.lab.Spec = before
+	if err != nil {
+		return err
+	}
+	d.setMachines(append(slices.Clone(d.list()), m))
+	if err := errors.Join(d.change(spec), m.Start(ctx)); err != nil {
+		return errors.Join(err, d.drop(context.WithoutCancel(ctx), m))
+	}
+	return nil
+}
+
+func (d *daemon) remove(ctx context.Context, name string) error {
+	d.changing.Lock()
+	defer d.changing.Unlock()
+	for _, m := range d.list() {
+		if m.Node.Name == name {
+			return d.drop(ctx, m)
+		}
+	}
+	return nil // an earlier removal was interrupted after that
+}
+
+// drop takes a machine out of the lab. The caller holds changing.
+func (d *daemon) drop(ctx context.Context, m *Machine) error {
+	spec, err := d.lab.Spec.Without(m.Node.Name)
+	if err != nil {
+		return err
+	}
+	if err := m.PowerOff(ctx); err != nil {
+		return err
+	}
+	d.setMachines(slices.DeleteFunc(slices.Clone(d.list()), func(other *Machine) bool { return other == m }))
+	if err := d.change(spec); err != nil {
+		return err
+	}
+	if err := os.RemoveAll(d.lab.machineDir(m.Node.Name)); err != nil {
+		return fmt.Errorf("cannot remove the disk of %s: %w", m.Node.Name, err)
+	}
+	return nil
+}
+
+// list is the machines at this moment; it is never changed in place.
+func (d *daemon) list() []*Machine {
+	d.mu.Lock()
+	defer d.mu.Unlock()
+	return d.machines
+}
+
+func (d *daemon) setMachines(machines []*Machine) {
+	d.mu.Lock()
+	defer d.mu.Unlock()
+	d.machines = machines
+}
