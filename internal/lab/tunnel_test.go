@@ -17,15 +17,10 @@ import (
 	"kuorum/internal/cluster"
 )
 
-// tunnelled lab: its process is this one, and its network the loopback.
+// tunnelLab is a lab whose process is this one; its tunnel reaches network.
 func tunnelLab(t *testing.T, network string) *Lab {
 	t.Helper()
-	dir, err := os.MkdirTemp("", "lab") // the path of a socket must be short
-	if err != nil {
-		t.Fatal(err)
-	}
-	t.Cleanup(func() { _ = os.RemoveAll(dir) })
-	l := &Lab{Name: "one", dir: dir}
+	l := &Lab{Name: "one", dir: t.TempDir()}
 	held, err := lock(l.path("lab.lock"))
 	if err != nil {
 		t.Fatal(err)
@@ -42,7 +37,9 @@ func tunnelLab(t *testing.T, network string) *Lab {
 	go func() { done <- server.Serve(control) }()
 	t.Cleanup(func() {
 		_ = server.Close()
-		<-done
+		if err := <-done; !errors.Is(err, http.ErrServerClosed) {
+			t.Error(err)
+		}
 		_ = held.Close()
 	})
 	return l
@@ -64,10 +61,10 @@ func echo(t *testing.T) string {
 				return
 			}
 			go func() {
-				defer conn.Close()
 				_, _ = io.WriteString(conn, "hello ")
 				_, _ = io.Copy(conn, conn)
 				_, _ = io.WriteString(conn, " bye")
+				_ = conn.Close()
 			}()
 		}
 	}()
@@ -80,7 +77,7 @@ func TestTunnelPassesBothWaysAndHalfClose(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	defer conn.Close()
+	t.Cleanup(func() { _ = conn.Close() })
 	if err := conn.SetDeadline(time.Now().Add(20 * time.Second)); err != nil {
 		t.Fatal(err)
 	}
@@ -161,7 +158,7 @@ func TestDialEndsWithItsContext(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	defer conn.Close()
+	t.Cleanup(func() { _ = conn.Close() })
 	cancel()
 	if _, err := io.ReadFull(conn, make([]byte, len("hello "))); err != nil {
 		t.Errorf("the connection ended with the context of Dial: %v", err)

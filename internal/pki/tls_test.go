@@ -207,6 +207,44 @@ func TestClientTLSChoosesItsServer(t *testing.T) {
 	}
 }
 
+// TestEtcdClientTLSChoosesItsServer: etcd's authority is proof, and no other.
+func TestEtcdClientTLSChoosesItsServer(t *testing.T) {
+	s, other := newTestSet(t), newTestSet(t)
+	admin, err := s.EtcdClientPair("lab", testNow)
+	if err != nil {
+		t.Fatal(err)
+	}
+	cp1 := nodeFiles(t, s, "cp1", testNow)
+	for name, test := range map[string]struct {
+		server     Pair
+		serverName string
+		want       string // in the client's error; empty if it takes the server
+	}{
+		"by address":      {filePair(cp1, "pki/etcd/server"), "198.18.0.11", ""},
+		"other node":      {filePair(cp1, "pki/etcd/server"), "198.18.0.12", "valid for"},
+		"agent":           {filePair(cp1, "pki/agent"), "198.18.0.11", "unknown authority"},
+		"another cluster": {filePair(nodeFiles(t, other, "cp1", testNow), "pki/etcd/server"), "198.18.0.11", "authority"},
+	} {
+		certificate, err := tls.X509KeyPair(test.server.Cert, test.server.Key)
+		if err != nil {
+			t.Fatal(err)
+		}
+		server := &tls.Config{
+			MinVersion: tls.VersionTLS12, Certificates: []tls.Certificate{certificate},
+			ClientAuth: tls.RequireAnyClientCert,
+		}
+		client := atTestNow(t)(EtcdClientTLS(s.Etcd.pair.Cert, admin))
+		client.ServerName = test.serverName
+		_, err = handshake(t, server, client)
+		if test.want == "" && err != nil {
+			t.Errorf("%s: the client refused: %v", name, err)
+		}
+		if test.want != "" && (err == nil || !strings.Contains(err.Error(), test.want)) {
+			t.Errorf("%s: the client's error is %v, want one with %q", name, err, test.want)
+		}
+	}
+}
+
 // Without a server name the address that is dialled counts, never nothing.
 func TestClientTLSWithoutServerName(t *testing.T) {
 	s := newTestSet(t)
