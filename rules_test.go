@@ -22,7 +22,7 @@ import (
 var layers = []string{
 	"cluster host step",
 	"pki supervise bundle agent advise",
-	"component endpoint etcd",
+	"component endpoint etcd kubeconfig",
 	"membership",
 	"node lab",
 	"cli",

@@ -47,7 +47,9 @@ type Dialer func(ctx context.Context, address string) (net.Conn, error)
 func NewClient(config *tls.Config, dial Dialer) *Client {
 	if dial == nil {
 		own := &net.Dialer{Timeout: patience}
-		dial = func(ctx context.Context, address string) (net.Conn, error) { return own.DialContext(ctx, "tcp", address) }
+		dial = func(ctx context.Context, address string) (net.Conn, error) {
+			return own.DialContext(ctx, "tcp", address)
+		}
 	}
 	return &Client{http: &http.Client{Transport: &http.Transport{
 		DialContext:     func(ctx context.Context, _, address string) (net.Conn, error) { return dial(ctx, address) },

@@ -15,6 +15,7 @@ import (
 
 	"kuorum/internal/bundle"
 	"kuorum/internal/cluster"
+	"kuorum/internal/kubeconfig"
 	"kuorum/internal/lab"
 )
 
@@ -166,8 +167,8 @@ func (a *app) bundle() (*bundle.Bundle, error) {
 	return bundle.Open(a.process.Env("KUORUM_BUNDLE"), filepath.Join(filepath.Dir(exe), "..", "build", "bundle"))
 }
 
-func (a *app) kubeconfig() (lab.Kubeconfig, error) {
-	return lab.FindKubeconfig(a.process.Env, func(name string) (string, error) {
+func (a *app) kubeconfig() (kubeconfig.File, error) {
+	return kubeconfig.Find(a.process.Env, func(name string) (string, error) {
 		u, err := user.Lookup(name)
 		if err != nil {
 			return "", err

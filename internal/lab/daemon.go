@@ -310,7 +310,7 @@ type MachineStatus struct {
 	Role    cluster.Role        `json:"role"`
 	Address string              `json:"address"`
 	Power   string              `json:"power"`
-	Node    bool                `json:"node"` // it is a node of the cluster
+	Node    bool                `json:"node"`            // it is a node of the cluster
 	Since   time.Time           `json:"since"`           // of the power state
 	PID     int                 `json:"pid,omitempty"`   // of its init, as the host sees it
 	Agent   *cluster.NodeStatus `json:"agent,omitempty"` // nil when the agent does not answer

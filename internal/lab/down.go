@@ -10,6 +10,7 @@ import (
 	"time"
 
 	"kuorum/internal/host"
+	"kuorum/internal/kubeconfig"
 	"kuorum/internal/step"
 )
 
@@ -18,7 +19,7 @@ type Down struct {
 	Store          Store
 	Name           string
 	Keep           bool
-	KubeconfigFile Kubeconfig
+	KubeconfigFile kubeconfig.File
 
 	busy *os.File
 }
@@ -113,7 +114,7 @@ func (d *Down) unmerge(context.Context) error {
 	if d.KubeconfigFile.Path == "" {
 		return nil
 	}
-	return d.KubeconfigFile.Remove(d.Name)
+	return d.KubeconfigFile.Remove(contextName(d.Name))
 }
 
 // removeFiles removes the lab's directory. state.json goes first, so that an

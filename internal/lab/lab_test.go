@@ -80,7 +80,7 @@ func TestClients(t *testing.T) {
 			t.Errorf("%s is not of %s: %v", pair, authority, err)
 		}
 	}
-	if _, err := agentClient(l); err != nil {
+	if _, err := agentClient(l, nil); err != nil {
 		t.Error(err)
 	}
 }
@@ -351,4 +351,20 @@ func TestARefusedUpLeavesNothing(t *testing.T) {
 	if _, err := os.Stat(store.labs()); !errors.Is(err, fs.ErrNotExist) {
 		t.Errorf("something is left: %v", err)
 	}
+}
+
+// testLab makes a lab on disk, as `up` does.
+func testLab(t *testing.T) (Store, *Lab) {
+	const name = "one"
+	t.Helper()
+	s := Store{Root: t.TempDir(), Exe: "/kuorum"}
+	spec, err := cluster.New(name, 1, 0)
+	if err != nil {
+		t.Fatal(err)
+	}
+	l, err := s.create(spec, 26443, time.Now())
+	if err != nil {
+		t.Fatal(err)
+	}
+	return s, l
 }

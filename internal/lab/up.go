@@ -18,6 +18,7 @@ import (
 	"kuorum/internal/cluster"
 	"kuorum/internal/component"
 	"kuorum/internal/host"
+	"kuorum/internal/kubeconfig"
 	"kuorum/internal/step"
 )
 
@@ -27,7 +28,7 @@ type Up struct {
 	Spec   *cluster.Spec
 	Bundle *bundle.Bundle
 	// KubeconfigFile is merged into; "" leaves everybody's kubeconfig alone.
-	KubeconfigFile Kubeconfig
+	KubeconfigFile kubeconfig.File
 	// Wait for nodes and a first pod; false returns when the machines are on.
 	Wait bool
 
@@ -230,7 +231,9 @@ func (u *Up) spawn(ctx context.Context, api, held *os.File) error {
 	return cmd.Process.Release()
 }
 
-func (u *Up) merge(context.Context) error { return u.KubeconfigFile.Merge(u.lab) }
+func (u *Up) merge(context.Context) error {
+	return u.KubeconfigFile.Merge(u.lab.Kubeconfig(), u.lab.Context())
+}
 
 // firstDifference names the first line in which two texts differ.
 func firstDifference(have, want string) string {

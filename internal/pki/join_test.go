@@ -115,11 +115,13 @@ func TestJoinTLS(t *testing.T) {
 		},
 		"admin": {
 			issue(s.Agents, func(r *Request) { r.Organizations = []string{GroupAdmins} }),
-			[][]byte{ca}, pin, "cp1", testNow, "is not an agent",
+			[][]byte{ca},
+			pin, "cp1", testNow, "is not an agent",
 		},
 		"client's": {
 			issue(s.Agents, func(r *Request) { r.Server, r.Client = false, true }),
-			[][]byte{ca}, pin, "cp1", testNow, "incompatible key usage",
+			[][]byte{ca},
+			pin, "cp1", testNow, "incompatible key usage",
 		},
 		"authority itself": {s.Agents.pair, [][]byte{ca}, pin, "cp1", testNow, "certificate"},
 	}

@@ -45,7 +45,7 @@ func leafPaths() []string {
 	var list []string
 	for _, path := range slices.Concat(workerPaths, serverPaths) {
 		shared := strings.Contains(path, "ca.") || strings.Contains(path, "-ca.") || strings.Contains(path, "sa.")
-		if !shared && path != "encryption.yaml" {
+		if !shared && !strings.Contains(path, "encryption") {
 			list = append(list, path)
 		}
 	}

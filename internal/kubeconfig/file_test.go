@@ -1,4 +1,4 @@
-package lab
+package kubeconfig
 
 import (
 	"errors"
@@ -12,22 +12,35 @@ import (
 	"k8s.io/client-go/tools/clientcmd"
 
 	"kuorum/internal/cluster"
+	"kuorum/internal/pki"
 )
 
-// testLab makes a lab on disk, as `up` does.
-func testLab(t *testing.T) (Store, *Lab) {
-	const name = "one"
+const (
+	name   = "kuorum-one"
+	server = "https://127.0.0.1:26443"
+)
+
+// ownConfig is the path of the kubeconfig that a new cluster's administrator
+// gets.
+func ownConfig(t *testing.T) string {
 	t.Helper()
-	s := Store{Root: t.TempDir(), Exe: "/kuorum"}
-	spec, err := cluster.New(name, 1, 0)
+	set, err := pki.NewSet(time.Now())
 	if err != nil {
 		t.Fatal(err)
 	}
-	l, err := s.create(spec, 26443, time.Now())
+	pair, err := set.AdminPair(time.Now())
 	if err != nil {
 		t.Fatal(err)
 	}
-	return s, l
+	data, err := pki.Kubeconfig(server, name, pair, set.Cluster.Pair().Cert)
+	if err != nil {
+		t.Fatal(err)
+	}
+	path := filepath.Join(t.TempDir(), "admin.conf")
+	if err := os.WriteFile(path, data, 0o600); err != nil {
+		t.Fatal(err)
+	}
+	return path
 }
 
 const foreign = `apiVersion: v1
@@ -44,9 +57,9 @@ extensions:
 - {name: note, extension: {any: thing}}
 `
 
-func userFile(t *testing.T, content string) Kubeconfig {
+func userFile(t *testing.T, content string) File {
 	t.Helper()
-	k := Kubeconfig{Path: filepath.Join(t.TempDir(), "config"), UID: -1, GID: -1, Switch: true}
+	k := File{Path: filepath.Join(t.TempDir(), "config"), UID: -1, GID: -1, Switch: true}
 	if content != "" {
 		if err := os.WriteFile(k.Path, []byte(content), 0o644); err != nil {
 			t.Fatal(err)
@@ -65,20 +78,20 @@ func read(t *testing.T, path string) string {
 }
 
 func TestMergeAndRemoveKeepTheRest(t *testing.T) {
-	_, l := testLab(t)
+	own := ownConfig(t)
 	k := userFile(t, foreign)
 	before, err := clientcmd.Load([]byte(foreign))
 	if err != nil {
 		t.Fatal(err)
 	}
-	if err := k.Merge(l); err != nil {
+	if err := k.Merge(own, name); err != nil {
 		t.Fatal(err)
 	}
 	merged, err := clientcmd.LoadFromFile(k.Path)
 	if err != nil {
 		t.Fatal(err)
 	}
-	if merged.CurrentContext != "kuorum-one" || merged.Clusters["kuorum-one"].Server != l.Server() {
+	if merged.CurrentContext != name || merged.Clusters[name].Server != server {
 		t.Errorf("the lab is not the current context: %q", merged.CurrentContext)
 	}
 	if _, err := clientcmd.NewDefaultClientConfig(*merged, nil).ClientConfig(); err != nil {
@@ -88,7 +101,7 @@ func TestMergeAndRemoveKeepTheRest(t *testing.T) {
 	if err != nil || info.Mode() != 0o600 {
 		t.Errorf("it holds a key and has mode %v, %v", info.Mode(), err)
 	}
-	if err := k.Remove("one"); err != nil {
+	if err := k.Remove(name); err != nil {
 		t.Fatal(err)
 	}
 	after, err := clientcmd.Load([]byte(read(t, k.Path)))
@@ -117,21 +130,21 @@ func names(t *testing.T, dir string) (list []string) {
 }
 
 func TestMergeWithoutSwitchAndTwice(t *testing.T) {
-	_, l := testLab(t)
+	own := ownConfig(t)
 	k := userFile(t, foreign)
 	k.Switch = false
-	if err := k.Merge(l); err != nil {
+	if err := k.Merge(own, name); err != nil {
 		t.Fatal(err)
 	}
 	config, err := clientcmd.LoadFromFile(k.Path)
-	if err != nil || config.CurrentContext != "work" || config.Contexts["kuorum-one"] == nil {
+	if err != nil || config.CurrentContext != "work" || config.Contexts[name] == nil {
 		t.Errorf("got %q, %v", config.CurrentContext, err)
 	}
 	first, err := os.Stat(k.Path)
 	if err != nil {
 		t.Fatal(err)
 	}
-	if err := k.Merge(l); err != nil {
+	if err := k.Merge(own, name); err != nil {
 		t.Fatal(err)
 	}
 	if second, err := os.Stat(k.Path); err != nil || !os.SameFile(first, second) {
@@ -146,15 +159,15 @@ func TestMergeWithoutSwitchAndTwice(t *testing.T) {
 }
 
 func TestMergeMakesTheFile(t *testing.T) {
-	_, l := testLab(t)
-	k := Kubeconfig{Path: filepath.Join(t.TempDir(), "home", ".kube", "config"), UID: -1, GID: -1, Switch: true}
-	if err := k.Remove("one"); err != nil {
+	own := ownConfig(t)
+	k := File{Path: filepath.Join(t.TempDir(), "home", ".kube", "config"), UID: -1, GID: -1, Switch: true}
+	if err := k.Remove(name); err != nil {
 		t.Errorf("a file that does not exist holds no lab: %v", err)
 	}
 	if _, err := os.Stat(filepath.Dir(k.Path)); !errors.Is(err, os.ErrNotExist) {
 		t.Error("removing made the directory")
 	}
-	if err := k.Merge(l); err != nil {
+	if err := k.Merge(own, name); err != nil {
 		t.Fatal(err)
 	}
 	dir, err := os.Stat(filepath.Dir(k.Path))
@@ -164,7 +177,7 @@ func TestMergeMakesTheFile(t *testing.T) {
 }
 
 func TestMergeKeepsASymlink(t *testing.T) {
-	_, l := testLab(t)
+	own := ownConfig(t)
 	k := userFile(t, foreign)
 	link := filepath.Join(t.TempDir(), "link")
 	if err := os.Symlink(k.Path, link); err != nil {
@@ -172,22 +185,22 @@ func TestMergeKeepsASymlink(t *testing.T) {
 	}
 	real := k.Path
 	k.Path = link
-	if err := k.Merge(l); err != nil {
+	if err := k.Merge(own, name); err != nil {
 		t.Fatal(err)
 	}
 	if target, err := os.Readlink(link); err != nil || target != real {
 		t.Errorf("the link leads to %q, %v", target, err)
 	}
-	if !strings.Contains(read(t, real), "kuorum-one") {
+	if !strings.Contains(read(t, real), name) {
 		t.Error("the file behind the link was not changed")
 	}
 }
 
 func TestBrokenKubeconfigStaysAsItIs(t *testing.T) {
-	_, l := testLab(t)
+	own := ownConfig(t)
 	for _, broken := range []string{"{ not: [yaml", "\x00\x01", "apiVersion: v1\nkind: Pod\nmetadata: 7\n", "clusters: 7\n"} {
 		k := userFile(t, broken)
-		errMerge, errRemove := k.Merge(l), k.Remove("one")
+		errMerge, errRemove := k.Merge(own, name), k.Remove(name)
 		if errMerge == nil || errRemove == nil || !strings.Contains(errMerge.Error(), "it is left as it is") {
 			t.Errorf("%q: merge says %v, remove %v", broken, errMerge, errRemove)
 		}
@@ -201,7 +214,7 @@ func TestBrokenKubeconfigStaysAsItIs(t *testing.T) {
 }
 
 func TestLockedKubeconfig(t *testing.T) {
-	_, l := testLab(t)
+	own := ownConfig(t)
 	k := userFile(t, foreign)
 	if err := os.WriteFile(k.Path+".lock", nil, 0o600); err != nil {
 		t.Fatal(err)
@@ -210,7 +223,7 @@ func TestLockedKubeconfig(t *testing.T) {
 	if err := os.Chtimes(k.Path+".lock", hour, hour); err != nil {
 		t.Fatal(err)
 	}
-	problem, ok := errors.AsType[*cluster.Problem](k.Merge(l))
+	problem, ok := errors.AsType[*cluster.Problem](k.Merge(own, name))
 	if !ok || !strings.Contains(problem.Why, "for 1h0m") || !strings.Contains(problem.Do, "rm "+k.Path+".lock") {
 		t.Errorf("got %+v", problem)
 	}
@@ -222,7 +235,7 @@ func TestLockedKubeconfig(t *testing.T) {
 	}
 }
 
-func TestFindKubeconfig(t *testing.T) {
+func TestFind(t *testing.T) {
 	dir := t.TempDir()
 	here, gone, other := filepath.Join(dir, "here"), filepath.Join(dir, "gone"), filepath.Join(dir, "other")
 	for _, path := range []string{here, other} {
@@ -255,7 +268,7 @@ func TestFindKubeconfig(t *testing.T) {
 			}
 			return "/home/of/anna", nil
 		}
-		k, err := FindKubeconfig(func(key string) string { return tc.env[key] }, home)
+		k, err := Find(func(key string) string { return tc.env[key] }, home)
 		if tc.path == "" {
 			if err == nil {
 				t.Errorf("%s: got %+v", tc.name, k)

@@ -1,4 +1,6 @@
-package lab
+// Package kubeconfig merges clusters into the user's own kubeconfig, as kubectl
+// does: under client-go's lock, and without touching what is not ours.
+package kubeconfig
 
 import (
 	"errors"
@@ -16,21 +18,21 @@ import (
 	"kuorum/internal/host"
 )
 
-// Kubeconfig is the user's own file that labs are merged into.
-type Kubeconfig struct {
+// File is the user's own file that clusters are merged into.
+type File struct {
 	Path string
 	// UID and GID own the file when it is not root's: the user who called
 	// sudo. -1 leaves the owner alone.
 	UID, GID int
-	// Switch makes a merged lab the current context.
+	// Switch makes a merged cluster the current context.
 	Switch bool
 }
 
-// FindKubeconfig chooses the file as kubectl does: the first existing one in
+// Find chooses the file as kubectl does: the first existing one in
 // $KUBECONFIG, else its last, else ~/.kube/config; under sudo the home of the
 // user who called it.
-func FindKubeconfig(env func(string) string, home func(user string) (string, error)) (Kubeconfig, error) {
-	k := Kubeconfig{UID: -1, GID: -1, Switch: true}
+func Find(env func(string) string, home func(user string) (string, error)) (File, error) {
+	k := File{UID: -1, GID: -1, Switch: true}
 	dir := env("HOME")
 	if user := env("SUDO_USER"); user != "" && user != "root" {
 		var err error
@@ -57,15 +59,15 @@ func FindKubeconfig(env func(string) string, home func(user string) (string, err
 	return k, nil
 }
 
-// Merge puts the lab's cluster, user and context into the file, in place of
-// older ones of the same name, and leaves everything else as it is.
-func (k Kubeconfig) Merge(l *Lab) error {
-	own, err := clientcmd.LoadFromFile(l.Kubeconfig())
+// Merge puts the current cluster, user and context of the kubeconfig at path
+// into the file under one name, in place of older ones of that name, and leaves
+// everything else as it is.
+func (k File) Merge(path, name string) error {
+	own, err := clientcmd.LoadFromFile(path)
 	if err != nil {
-		return fmt.Errorf("cannot read the lab's kubeconfig: %w", err)
+		return fmt.Errorf("cannot read the cluster's kubeconfig: %w", err)
 	}
 	return k.modify(func(config *api.Config) {
-		name := l.Context()
 		config.Clusters[name] = own.Clusters[own.Contexts[own.CurrentContext].Cluster]
 		config.AuthInfos[name] = own.AuthInfos[own.Contexts[own.CurrentContext].AuthInfo]
 		config.Contexts[name] = &api.Context{Cluster: name, AuthInfo: name}
@@ -75,14 +77,13 @@ func (k Kubeconfig) Merge(l *Lab) error {
 	})
 }
 
-// Remove takes the lab's entries out of the file and nothing else; a file
-// that does not exist holds none.
-func (k Kubeconfig) Remove(lab string) error {
+// Remove takes the entries of that name out of the file and nothing else; a
+// file that does not exist holds none.
+func (k File) Remove(name string) error {
 	if _, err := os.Stat(k.Path); errors.Is(err, os.ErrNotExist) {
 		return nil
 	}
 	return k.modify(func(config *api.Config) {
-		name := contextName(lab)
 		delete(config.Clusters, name)
 		delete(config.AuthInfos, name)
 		delete(config.Contexts, name)
@@ -94,7 +95,7 @@ func (k Kubeconfig) Remove(lab string) error {
 
 // modify reads, changes and writes the file under the same lock file that
 // kubectl takes (client-go's, PATH.lock).
-func (k Kubeconfig) modify(change func(*api.Config)) error {
+func (k File) modify(change func(*api.Config)) error {
 	if err := k.makeDir(); err != nil {
 		return err
 	}
@@ -122,7 +123,7 @@ func (k Kubeconfig) modify(change func(*api.Config)) error {
 	return k.write(data)
 }
 
-func (k Kubeconfig) makeDir() error {
+func (k File) makeDir() error {
 	dir := filepath.Dir(k.Path)
 	if _, err := os.Stat(dir); err == nil {
 		return nil
@@ -133,7 +134,7 @@ func (k Kubeconfig) makeDir() error {
 	return k.own(dir)
 }
 
-func (k Kubeconfig) own(path string) error {
+func (k File) own(path string) error {
 	if k.UID < 0 {
 		return nil
 	}
@@ -143,7 +144,7 @@ func (k Kubeconfig) own(path string) error {
 	return nil
 }
 
-func (k Kubeconfig) lock() (func(), error) {
+func (k File) lock() (func(), error) {
 	name := k.Path + ".lock"
 	f, err := os.OpenFile(name, os.O_CREATE|os.O_EXCL, 0)
 	if errors.Is(err, os.ErrExist) {
@@ -163,7 +164,7 @@ func (k Kubeconfig) lock() (func(), error) {
 	return func() { _ = os.Remove(name) }, nil
 }
 
-func (k Kubeconfig) write(data []byte) error {
+func (k File) write(data []byte) error {
 	target, err := filepath.EvalSymlinks(k.Path)
 	if err != nil {
 		target = k.Path // it does not exist yet
