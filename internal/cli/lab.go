@@ -20,15 +20,17 @@ import (
 func (a *app) labCommand() *cobra.Command {
 	cmd := &cobra.Command{
 		Use:   "lab",
-		Short: "Machines of a lab: power, shutdown, console",
+		Short: "Machines of a lab: power, shutdown, more and fewer, console",
 		Example: `  kuorum lab stop cp1            shut it down cleanly
   kuorum lab stop --power cp1    pull its plug
   kuorum lab start cp1           switch it on
+  kuorum lab add                 one more server
+  kuorum lab remove cp4          and one less
   kuorum lab console cp1         a shell on it`,
 		Args: cobra.NoArgs,
 		RunE: func(cmd *cobra.Command, _ []string) error { return cmd.Help() },
 	}
-	cmd.AddCommand(a.labStart(), a.labStop(), a.labReboot(), a.labConsole(), a.labProcess())
+	cmd.AddCommand(a.labStart(), a.labStop(), a.labReboot(), a.labAdd(), a.labRemove(), a.labConsole(), a.labProcess())
 	return cmd
 }
 

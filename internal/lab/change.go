@@ -12,6 +12,7 @@ import (
 	"path/filepath"
 	"slices"
 	"strconv"
+	"time"
 
 	"kuorum/internal/cluster"
 	"kuorum/internal/component"
@@ -46,6 +47,32 @@ func (l *Lab) Nodes() *cluster.Spec {
 func (l *Lab) isNode(name string) bool {
 	_, err := os.Stat(filepath.Join(l.machineDir(name), "etc/kuorum/node"))
 	return err == nil
+}
+
+// WaitLeft blocks until a machine whose node was removed from the cluster has
+// put it away, which its components end with: leases are handed over, and
+// nothing is cut. A machine that is off, or does not come to it within 20 s,
+// is not waited for.
+func (l *Lab) WaitLeft(ctx context.Context, name string) error {
+	limited, cancel := context.WithTimeout(ctx, 20*time.Second)
+	defer cancel()
+	err := poll(limited, 50*time.Millisecond, func() error {
+		if !l.isNode(name) {
+			return nil
+		}
+		status, err := l.Status(limited)
+		if err != nil {
+			return err
+		}
+		if m, err := status.Machine(name); err != nil || m.Power == PowerOff {
+			return err
+		}
+		return fmt.Errorf("%s still runs", name)
+	})
+	if ctx.Err() == nil {
+		return nil
+	}
+	return err
 }
 
 // change replaces the lab's Spec, on disk first, and tells everybody in the lab
@@ -89,6 +116,9 @@ func (d *daemon) add(ctx context.Context, node cluster.Node) error {
 	}
 	if err := os.RemoveAll(d.lab.machineDir(node.Name)); err != nil { // of an interrupted removal
 		return fmt.Errorf("cannot clear the disk of %s: %w", node.Name, err)
+	}
+	if err := os.MkdirAll(d.lab.machineDir(node.Name), 0o755); err != nil {
+		return fmt.Errorf("cannot make the disk of %s: %w", node.Name, err)
 	}
 	before := d.lab.Spec
 	d.lab.Spec = spec // the machine is planned by it

@@ -307,7 +307,7 @@ func TestPlan(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	if m.port != "m2" || m.plan.Address.String() != "198.18.0.11/24" || m.plan.Gateway.String() != "198.18.0.1" || m.plan.Hostname != "cp1" {
+	if m.port != "mc612000b" || m.plan.Address.String() != "198.18.0.11/24" || m.plan.Gateway.String() != "198.18.0.1" || m.plan.Hostname != "cp1" {
 		t.Errorf("got %s, %+v", m.port, m.plan)
 	}
 	if got := m.plan.Root.Binds["/var/lib/kuorum/bundle/abc"]; got != l.bundle {

@@ -48,17 +48,19 @@ type Joiner struct {
 // stays on this machine; if it fails after the cluster has let the machine in,
 // the cluster takes that back, at once or after 30 s of silence.
 func (j *Joiner) Steps() []step.Step {
-	last := "wait until the components of " + j.Node.Name + " are ready"
+	await := step.Step{Name: "wait until the components of " + j.Node.Name + " are ready", Do: j.awaitReady}
+	var votes []step.Step
 	if j.Node.Role == cluster.RoleServer {
-		last = "wait until the etcd of " + j.Node.Name + " has caught up and votes"
+		votes = []step.Step{{Name: "wait until the etcd of " + j.Node.Name + " has caught up and votes", Do: j.await}}
+	} else {
+		await.Do = j.await // a worker has joined when it is ready
 	}
-	return []step.Step{
+	return append(append([]step.Step{
 		{Name: "check this machine", Do: j.checkMachine},
 		{Name: "check the token, and the ways between the machines", Do: j.checkWays},
 		{Name: "join the cluster", Do: j.join},
 		{Name: "write the files of " + j.Node.Name, Do: j.write},
-		{Name: last, Do: j.await},
-	}
+	}, votes...), await)
 }
 
 func (j *Joiner) checkMachine(context.Context) error {
@@ -212,6 +214,25 @@ func (j *Joiner) await(ctx context.Context) error {
 		return err
 	}
 	return Finish(ctx, agents, j.admission.Spec.Servers(), j.Node, j.Status, j.Tell)
+}
+
+func (j *Joiner) awaitReady(ctx context.Context) error {
+	tick := time.NewTicker(progressEvery)
+	defer tick.Stop()
+	for {
+		s, err := j.Status(ctx)
+		if err == nil && s.Ready {
+			return nil
+		}
+		select {
+		case <-ctx.Done():
+			return &cluster.Problem{
+				What: j.Node.Name + " has joined, and its components are not ready yet", Err: err,
+				Do: "kuorum status", Exit: cluster.ExitTimeout,
+			}
+		case <-tick.C:
+		}
+	}
 }
 
 // Finish reports a joining node's state to a server until its join has come to

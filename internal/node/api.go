@@ -14,7 +14,9 @@ import (
 	"time"
 
 	"kuorum/internal/agent"
+	"kuorum/internal/cluster"
 	"kuorum/internal/component"
+	"kuorum/internal/membership"
 	"kuorum/internal/pki"
 )
 
@@ -58,6 +60,14 @@ func (a *Agent) membersAPI() http.Handler {
 	})
 	mux.HandleFunc("GET "+agent.StatusPath, func(w http.ResponseWriter, r *http.Request) {
 		writeJSON(w, a.Status(r.Context()))
+	})
+	mux.HandleFunc("POST "+membership.LeavePath, func(w http.ResponseWriter, r *http.Request) {
+		if caller, group, _ := pki.Peer(r.TLS); group != pki.GroupAdmins && pki.AgentNode(caller) != a.machine.Node.Name {
+			refuse(w, &cluster.Problem{What: "only the node itself, or an administrator, may say so", Exit: cluster.ExitRefused})
+			return
+		}
+		writeJSON(w, nothing{})
+		a.leave()
 	})
 	if a.server != nil {
 		a.server.memberAPI(mux)

@@ -63,13 +63,16 @@ func (a *Agent) askSpec(ctx context.Context) {
 			continue
 		}
 		if _, ok := spec.Node(a.machine.Node.Name); !ok {
-			a.removedOnce.Do(func() { close(a.removed) })
+			a.leave()
 			return
 		}
 		a.adopt(&spec)
 		return
 	}
 }
+
+// leave makes the node stop and put its state away.
+func (a *Agent) leave() { a.removedOnce.Do(func() { close(a.removed) }) }
 
 // adopt writes a changed cluster.yaml, and the files of components that read
 // theirs again while they run. Nothing is restarted: what needs that is done

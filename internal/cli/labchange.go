@@ -1,0 +1,161 @@
+package cli
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"time"
+
+	"github.com/spf13/cobra"
+
+	"kuorum/internal/cluster"
+	"kuorum/internal/lab"
+	"kuorum/internal/membership"
+	"kuorum/internal/step"
+)
+
+// labAddition is a new machine of a lab on its way to become a node.
+type labAddition struct {
+	app     *app
+	lab     *lab.Lab
+	target  target
+	node    cluster.Node
+	role    string
+	timeout time.Duration
+	dryRun  bool
+	token   membership.NewToken
+}
+
+func (a *app) labAdd() *cobra.Command {
+	n := labAddition{app: a}
+	cmd := &cobra.Command{
+		Use:   "add [NODE]",
+		Short: "Give the lab a new machine and let it join the cluster",
+		Long: `Adds an empty machine to the lab and runs on it what kuorum token create prints, as one
+would on a real one. If it does not join, it is taken away again.`,
+		Example: `  kuorum lab add                    the next server
+  kuorum lab add --role worker w9`,
+		Args: cobra.MaximumNArgs(1),
+		RunE: func(cmd *cobra.Command, args []string) error {
+			if len(args) == 1 {
+				n.node.Name = args[0]
+			}
+			return n.run(cmd.Context())
+		},
+	}
+	cmd.Flags().StringVar(&n.role, "role", string(cluster.RoleServer), "server or worker")
+	cmd.Flags().DurationVar(&n.timeout, "timeout", 3*time.Minute, "give up after this long")
+	cmd.Flags().BoolVar(&n.dryRun, "dry-run", false, "print the steps and do nothing")
+	completeRole(cmd)
+	return cmd
+}
+
+func (n *labAddition) run(ctx context.Context) error {
+	l, err := n.app.open()
+	if err != nil {
+		return err
+	}
+	n.lab, n.node.Role = l, cluster.Role(n.role)
+	if n.target, err = labTarget(l); err != nil {
+		return err
+	}
+	if n.node.Name == "" {
+		n.node.Name = nextName(l.Spec, n.node.Role)
+	}
+	if _, exists := l.Spec.Node(n.node.Name); exists {
+		return usage("lab %s has a machine %s already", l.Name, n.node.Name)
+	}
+	grown, err := l.Spec.With(n.node)
+	if err != nil {
+		return err
+	}
+	n.node, _ = grown.Node(n.node.Name) // with its address
+	steps := []step.Step{
+		{Name: "make a join token", Do: n.makeToken},
+		{Name: fmt.Sprintf("add machine %s at %s", n.node.Name, n.node.Address), Do: n.addMachine},
+		{Name: "kuorum join, on " + n.node.Name, Do: n.join},
+	}
+	if n.dryRun {
+		return n.app.printSteps(steps)
+	}
+	ctx, cancel := context.WithTimeout(ctx, n.timeout)
+	defer cancel()
+	return step.Run(ctx, steps, n.app.newProgress())
+}
+
+// nextName is the first of cp1, cp2, ... or w1, w2, ... that is free.
+func nextName(spec *cluster.Spec, role cluster.Role) string {
+	prefix := "cp"
+	if role == cluster.RoleWorker {
+		prefix = "w"
+	}
+	for i := 1; ; i++ {
+		name := fmt.Sprintf("%s%d", prefix, i)
+		if _, taken := spec.Node(name); !taken {
+			return name
+		}
+	}
+}
+
+func (n *labAddition) makeToken(ctx context.Context) (err error) {
+	n.token, err = newToken(ctx, n.target, n.node.Role, n.timeout)
+	return err
+}
+
+func (n *labAddition) addMachine(ctx context.Context) error { return n.lab.AddMachine(ctx, n.node) }
+
+func (n *labAddition) join(ctx context.Context) error {
+	err := n.app.joinOnMachine(ctx, n.lab, n.node, n.token)
+	if err == nil {
+		return nil
+	}
+	undo, cancel := context.WithTimeout(context.WithoutCancel(ctx), 30*time.Second)
+	defer cancel()
+	return errors.Join(err, n.lab.RemoveMachine(undo, n.node.Name))
+}
+
+// joinOnMachine runs on a machine what its user would type there.
+func (a *app) joinOnMachine(ctx context.Context, l *lab.Lab, node cluster.Node, token membership.NewToken) error {
+	argv := []string{
+		"/usr/local/bin/kuorum", "join", token.Server, "--role", string(node.Role), "--name", node.Name, "--address", node.Address,
+		"--token", token.Secret, "--pin", token.Pin,
+	}
+	return a.inMachine(ctx, l, node.Name, argv)
+}
+
+func (a *app) labRemove() *cobra.Command {
+	r := removal{timeout: 2 * time.Minute}
+	cmd := &cobra.Command{
+		Use:   "remove NODE",
+		Short: "Take a node out of the cluster, and its machine out of the lab",
+		Long: `Takes the node out of the cluster as kuorum node remove does, then cuts the machine's power
+and removes its disk.`,
+		Args:              cobra.ExactArgs(1),
+		ValidArgsFunction: a.completeNodes,
+		RunE: func(cmd *cobra.Command, args []string) error {
+			l, err := a.open()
+			if err != nil {
+				return err
+			}
+			if _, ok := l.Spec.Node(args[0]); !ok {
+				return unknownNode(l, args[0])
+			}
+			t, err := labTarget(l)
+			if err != nil {
+				return err
+			}
+			r.name = args[0]
+			stopped := step.Step{Name: "wait until " + r.name + " has stopped", Do: func(ctx context.Context) error { return l.WaitLeft(ctx, r.name) }}
+			last := step.Step{Name: "remove machine " + r.name, Do: func(ctx context.Context) error { return l.RemoveMachine(ctx, r.name) }}
+			if _, ok := t.spec.Node(r.name); !ok { // it is no node
+				if r.dryRun {
+					return a.printSteps([]step.Step{last})
+				}
+				return step.Run(cmd.Context(), []step.Step{last}, a.newProgress())
+			}
+			return a.remove(cmd.Context(), t, r, stopped, last)
+		},
+	}
+	r.flags(cmd)
+	return cmd
+}

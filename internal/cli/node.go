@@ -1,0 +1,99 @@
+package cli
+
+import (
+	"context"
+	"fmt"
+	"net/http"
+	"time"
+
+	"github.com/spf13/cobra"
+
+	"kuorum/internal/membership"
+	"kuorum/internal/step"
+)
+
+func (a *app) nodeCommand() *cobra.Command {
+	cmd := &cobra.Command{
+		Use:   "node",
+		Short: "Nodes of the cluster: remove one, dead or alive",
+		Args:  cobra.NoArgs,
+		RunE:  func(cmd *cobra.Command, _ []string) error { return cmd.Help() },
+	}
+	cmd.AddCommand(a.nodeRemove())
+	return cmd
+}
+
+// removal is how a node is taken out of the cluster.
+type removal struct {
+	name    string
+	force   bool
+	dryRun  bool
+	timeout time.Duration
+}
+
+func (r *removal) flags(cmd *cobra.Command) {
+	cmd.Flags().BoolVar(&r.force, "force-quorum-loss", false, "go on even if etcd loses its quorum")
+	cmd.Flags().BoolVar(&r.dryRun, "dry-run", false, "print the steps and the quorum, and do nothing")
+	cmd.Flags().DurationVar(&r.timeout, "timeout", r.timeout, "give up after this long")
+}
+
+func (a *app) nodeRemove() *cobra.Command {
+	r := removal{timeout: 2 * time.Minute}
+	cmd := &cobra.Command{
+		Use:   "remove NAME",
+		Short: "Take a node out of the cluster, dead or alive",
+		Long: `Takes a node out of etcd's member list, of cluster.yaml and of Kubernetes. A node that
+lives sees that within seconds, stops its components and puts its state away. A dead one must not
+come back with its old data: join it anew.`,
+		Args:              cobra.ExactArgs(1),
+		ValidArgsFunction: a.completeNodes,
+		RunE: func(cmd *cobra.Command, args []string) error {
+			t, err := a.target()
+			if err != nil {
+				return err
+			}
+			r.name = args[0]
+			return a.remove(cmd.Context(), t, r)
+		},
+	}
+	r.flags(cmd)
+	return cmd
+}
+
+// remove has a server take the node out of the cluster, then runs more steps.
+func (a *app) remove(ctx context.Context, t target, r removal, more ...step.Step) error {
+	ctx, cancel := context.WithTimeout(ctx, r.timeout)
+	defer cancel()
+	steps := append(removeSteps(t, r), more...)
+	if !r.dryRun {
+		return step.Run(ctx, steps, a.newProgress())
+	}
+	if err := a.printSteps(steps); err != nil {
+		return err
+	}
+	sums, err := askRemoval(ctx, t, r, true)
+	if sums.Before.Voters > 0 {
+		a.talk("now:        %s\nafter this: %s\n", sums.Before, sums.After)
+	}
+	return err
+}
+
+func removeSteps(t target, r removal) []step.Step {
+	return []step.Step{
+		{Name: "check the quorum", Do: func(ctx context.Context) error {
+			_, err := askRemoval(ctx, t, r, true)
+			return err
+		}},
+		{Name: fmt.Sprintf("take %s out of etcd, cluster.yaml and Kubernetes", r.name), Do: func(ctx context.Context) error {
+			_, err := askRemoval(ctx, t, r, false)
+			return err
+		}},
+	}
+}
+
+// askRemoval asks any server but the one that is to go.
+func askRemoval(ctx context.Context, t target, r removal, dry bool) (membership.Removed, error) { //nolint:revive // as in membership.Removal
+	var sums membership.Removed
+	err := t.call(ctx, http.MethodPost, membership.RemovePath, membership.Removal{Name: r.name, Force: r.force, Dry: dry}, &sums, r.name)
+	return sums, err
+}
