@@ -1,9 +1,12 @@
 // Command lab measures labs on this machine, as root, with what `make build`
-// left in bin: how long `kuorum up` takes, step by step, and what an idle lab
-// uses. It prints the rows of docs/benchmarks.md.
+// left in bin: how long `kuorum up` takes, step by step, what an idle lab uses,
+// how long a server takes to join or be replaced, and how long `kuorum status`
+// takes. It prints the rows of docs/benchmarks.md.
 //
 //	go run ./bench/lab up   [-n 5] [-servers 3]
 //	go run ./bench/lab idle [-settle 5m] [-for 60s] [-servers 3]
+//	go run ./bench/lab change [-n 5] [-servers 3]
+//	go run ./bench/lab status [-n 5]
 package main
 
 import (
@@ -41,7 +44,7 @@ func main() {
 
 func run(args []string) error {
 	if len(args) == 0 {
-		return fmt.Errorf("usage: up or idle")
+		return fmt.Errorf("usage: up, idle, change or status")
 	}
 	flags := flag.NewFlagSet(args[0], flag.ContinueOnError)
 	n := flags.Int("n", 5, "runs")
@@ -62,6 +65,10 @@ func run(args []string) error {
 		return b.up(*n)
 	case "idle":
 		return b.idle(*settle, *length)
+	case "change":
+		return b.change(*n)
+	case "status":
+		return b.status(*n)
 	}
 	return fmt.Errorf("unknown measurement %q", args[0])
 }
@@ -107,11 +114,7 @@ func (b bench) up(n int) error {
 			return err
 		}
 	}
-	fmt.Printf("| %d servers, %d runs | min | median | max |\n|---|---|---|---|\n", b.servers, n)
-	for _, name := range slices.Sorted(maps.Keys(figures)) {
-		list := slices.Sorted(slices.Values(figures[name]))
-		fmt.Printf("| %s | %.1f | %.1f | %.1f |\n", name, list[0], list[len(list)/2], list[len(list)-1])
-	}
+	table(fmt.Sprintf("%d servers, %d runs", b.servers, n), figures)
 	return nil
 }
 

@@ -109,7 +109,7 @@ func (g *quorumGuard) check(ctx context.Context) error {
 	if err != nil {
 		return err
 	}
-	voters := advise.Voters(g.lab.Spec, status.Reports())
+	voters := advise.Voters(g.lab.Nodes(), status.Reports())
 	g.before, g.after = cluster.SumOf(voters), cluster.Without(voters, g.node)
 	if g.force {
 		return nil
@@ -215,7 +215,7 @@ func (a *app) inMachine(ctx context.Context, l *lab.Lab, name string, argv []str
 	own := context.WithoutCancel(ctx)
 	signal.Ignore(os.Interrupt)
 	defer signal.Reset(os.Interrupt)
-	return m.Console(own, argv, []string{"TERM=" + a.process.Env("TERM"), "KUBECONFIG=/etc/kubernetes/admin.conf"}, lab.Streams{In: a.process.In, Out: a.process.Out, Err: a.process.Err})
+	return m.Console(own, argv, []string{"TERM=" + a.process.Env("TERM"), "LANG=" + a.process.Env("LANG"), "KUBECONFIG=/etc/kubernetes/admin.conf"}, lab.Streams{In: a.process.In, Out: a.process.Out, Err: a.process.Err})
 }
 
 // logger writes one line of text an event, for files that people read.

@@ -56,9 +56,7 @@ func (n *labAddition) run(ctx context.Context) error {
 		return err
 	}
 	n.lab, n.node.Role = l, cluster.Role(n.role)
-	if n.target, err = labTarget(l); err != nil {
-		return err
-	}
+	n.target = labTarget(l)
 	if n.node.Name == "" {
 		n.node.Name = nextName(l.Spec, n.node.Role)
 	}
@@ -140,10 +138,7 @@ and removes its disk.`,
 			if _, ok := l.Spec.Node(args[0]); !ok {
 				return unknownNode(l, args[0])
 			}
-			t, err := labTarget(l)
-			if err != nil {
-				return err
-			}
+			t := labTarget(l)
 			r.name = args[0]
 			stopped := step.Step{Name: "wait until " + r.name + " has stopped", Do: func(ctx context.Context) error { return l.WaitLeft(ctx, r.name) }}
 			last := step.Step{Name: "remove machine " + r.name, Do: func(ctx context.Context) error { return l.RemoveMachine(ctx, r.name) }}

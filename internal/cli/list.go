@@ -108,7 +108,7 @@ func summarize(ctx context.Context, store lab.Store, name string) labSummary {
 		s.Health, s.Error = healthNoQuorum, err.Error()
 		return s
 	}
-	s.Machines, s.Health = status.Machines, health(advise.Review(l.Spec, status.Reports(), time.Now()).State)
+	s.Machines, s.Health = status.Machines, health(advise.Review(l.Nodes(), status.Reports(), time.Now()).State)
 	return s
 }
 
@@ -149,6 +149,9 @@ func (a *app) printMachines(l labSummary) error {
 		fmt.Fprintln(w, "NODE\tROLE\tADDRESS\tPOWER\tREADY\tRESTARTS\tWAITS FOR")
 		for _, m := range l.Machines {
 			ready, restarts, waits := "no", 0, m.Error
+			if !m.Node {
+				waits = "it is no node: kuorum join"
+			}
 			if m.Agent != nil {
 				ready, restarts, waits = agentWords(*m.Agent)
 			}

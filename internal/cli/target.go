@@ -28,19 +28,23 @@ type target struct {
 	// etcd prepares to ask the members at endpoints; the caller closes it.
 	etcd func(endpoints ...string) (*etcd.Client, error)
 	// agents asks one agent.
-	agents *agent.Client
+	agents func() (*agent.Client, error)
 }
 
 // call asks one server after the other until one answers. What one refuses,
 // the others would refuse as well; one that has no quorum, or may not be asked,
 // is passed over.
 func (t target) call(ctx context.Context, method, path string, in, out any, but ...string) error {
+	agents, err := t.agents()
+	if err != nil {
+		return err
+	}
 	var silent []string
 	for _, n := range t.spec.Servers() {
 		if slices.Contains(but, n.Name) {
 			continue
 		}
-		err := t.agents.Call(ctx, n.Address, method, path, in, out)
+		err := agents.Call(ctx, n.Address, method, path, in, out)
 		problem, refused := errors.AsType[*cluster.Problem](err)
 		if err == nil || refused && problem.ExitCode() != cluster.ExitNoQuorum {
 			return err
@@ -64,17 +68,13 @@ func (a *app) target() (target, error) {
 	if err != nil {
 		return target{}, err
 	}
-	return labTarget(l)
+	return labTarget(l), nil
 }
 
-func labTarget(l *lab.Lab) (target, error) {
-	agents, err := l.Agents()
-	if err != nil {
-		return target{}, err
-	}
+func labTarget(l *lab.Lab) target {
 	return target{
 		spec:   l.Nodes(),
-		agents: agents,
+		agents: l.Agents,
 		reports: func(ctx context.Context) ([]cluster.NodeReport, error) {
 			status, err := l.Status(ctx)
 			return status.Reports(), err
@@ -82,7 +82,7 @@ func labTarget(l *lab.Lab) (target, error) {
 		etcd: func(endpoints ...string) (*etcd.Client, error) {
 			return dialEtcd(etcd.Config{Endpoints: endpoints, Dial: l.Dial}, l.Client("etcd-ca.crt"), l.Client("etcd.crt"), l.Client("etcd.key"))
 		},
-	}, nil
+	}
 }
 
 // dialEtcd adds to config what the files have: an authority, a certificate and
@@ -128,7 +128,7 @@ func nodeTarget(dir string) (target, error) {
 	keys := func(name string) string { return filepath.Join(dir, "pki/etcd", name) }
 	return target{
 		spec:   spec,
-		agents: agents,
+		agents: func() (*agent.Client, error) { return agents, nil },
 		reports: func(ctx context.Context) ([]cluster.NodeReport, error) {
 			return agents.Reports(ctx, spec.Spec.Nodes), nil
 		},

@@ -87,7 +87,7 @@ func (a *app) etcdctl(l *lab.Lab, args []string) error {
 		return &cluster.Problem{What: fmt.Sprintf("lab %q is not running", l.Name), Do: "kuorum up " + l.Name, Exit: cluster.ExitNoQuorum}
 	}
 	var endpoints []string
-	for _, n := range l.Spec.Servers() {
+	for _, n := range l.Nodes().Servers() {
 		endpoints = append(endpoints, "https://"+net.JoinHostPort(n.Address, "2379"))
 	}
 	path, err := a.bundled("etcdctl")

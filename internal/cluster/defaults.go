@@ -22,12 +22,13 @@ const (
 	defaultMTU       = 1500
 	defaultDomain    = "cluster.local"
 	// Kubernetes' documentation suggests link-local for a DNS on each node.
-	defaultDNSAddress  = "169.254.20.10"
-	defaultHeartbeat   = 100 * time.Millisecond // etcd's own default
-	defaultElection    = time.Second            // etcd's own default
-	defaultQuotaMiB    = 2048                   // etcd's own default
-	defaultPodSecurity = "baseline"
-	defaultMaxPods     = 110 // the kubelet's own default
+	defaultDNSAddress      = "169.254.20.10"
+	defaultHeartbeat       = 100 * time.Millisecond // etcd's own default
+	defaultElection        = time.Second            // etcd's own default
+	defaultQuotaMiB        = 2048                   // etcd's own default
+	defaultCertificateLife = 365 * 24 * time.Hour
+	defaultPodSecurity     = "baseline"
+	defaultMaxPods         = 110 // the kubelet's own default
 )
 
 // Where the addresses of each role begin in the nodes' network; address 1 is
@@ -86,6 +87,9 @@ func (s *Spec) Default() {
 	k := &s.Spec.Kubernetes
 	k.PodSecurity = cmp.Or(k.PodSecurity, defaultPodSecurity)
 	k.MaxPods = cmp.Or(k.MaxPods, defaultMaxPods)
+
+	c := &s.Spec.Certificates
+	c.Life = cmp.Or(c.Life, Duration(defaultCertificateLife))
 
 	s.Spec.expand()
 	s.Spec.address()

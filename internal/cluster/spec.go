@@ -46,7 +46,10 @@ type Body struct {
 	DNS        DNS        `json:"dns"`
 	Etcd       Etcd       `json:"etcd"`
 	Kubernetes Kubernetes `json:"kubernetes"`
-	Lab        Lab        `json:"lab"`
+
+	Certificates Certificates `json:"certificates"`
+
+	Lab Lab `json:"lab"`
 }
 
 // Role says what a machine is for.
@@ -102,6 +105,13 @@ type Etcd struct {
 	ElectionTimeout Duration `json:"electionTimeout,omitempty"`
 	// QuotaMiB is the size of the database at which etcd raises its alarm.
 	QuotaMiB int `json:"quotaMiB,omitempty"`
+}
+
+// Certificates settings.
+type Certificates struct {
+	// Life of a node's certificates, a year by default. They are renewed when
+	// two thirds of it are over.
+	Life Duration `json:"life,omitempty"`
 }
 
 // Kubernetes settings that kuorum does not leave to upstream's defaults.

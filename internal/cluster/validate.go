@@ -68,6 +68,7 @@ func (s *Spec) issues() []issue {
 	v.dns()
 	v.etcd()
 	v.kubernetes()
+	v.certificates()
 	if port := s.Spec.Lab.Port; port != 0 {
 		v.between("spec.lab.port", port, 1024, 65535)
 	}
@@ -159,6 +160,16 @@ func (v *validator) millis(path string, d, least, most time.Duration) bool {
 		return false
 	}
 	return true
+}
+
+// Programs look for renewed certificates every five minutes, and a third of the
+// life must be longer than that.
+const minCertificateLife, maxCertificateLife = 20 * time.Minute, 5 * 365 * 24 * time.Hour
+
+func (v *validator) certificates() {
+	if life := time.Duration(v.spec.Spec.Certificates.Life); life < minCertificateLife || life > maxCertificateLife {
+		v.refuse("spec.certificates.life", "%v is not between %v and %v", life, minCertificateLife, maxCertificateLife)
+	}
 }
 
 func (v *validator) kubernetes() {

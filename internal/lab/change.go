@@ -44,8 +44,14 @@ func (l *Lab) Nodes() *cluster.Spec {
 	return &spec
 }
 
+// isNode tells whether a machine is a node: its disk says so. Of one without a
+// disk nothing else is known.
 func (l *Lab) isNode(name string) bool {
-	_, err := os.Stat(filepath.Join(l.machineDir(name), "etc/kuorum/node"))
+	etc := filepath.Join(l.machineDir(name), "etc/kuorum")
+	if _, err := os.Stat(etc); err != nil {
+		return true
+	}
+	_, err := os.Stat(filepath.Join(etc, "node"))
 	return err == nil
 }
 
@@ -117,7 +123,7 @@ func (d *daemon) add(ctx context.Context, node cluster.Node) error {
 	if err := os.RemoveAll(d.lab.machineDir(node.Name)); err != nil { // of an interrupted removal
 		return fmt.Errorf("cannot clear the disk of %s: %w", node.Name, err)
 	}
-	if err := os.MkdirAll(d.lab.machineDir(node.Name), 0o755); err != nil {
+	if err := os.MkdirAll(filepath.Join(d.lab.machineDir(node.Name), "etc/kuorum"), 0o755); err != nil {
 		return fmt.Errorf("cannot make the disk of %s: %w", node.Name, err)
 	}
 	before := d.lab.Spec

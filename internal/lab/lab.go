@@ -137,6 +137,7 @@ func (l *Lab) writeKeys(now time.Time) error {
 	if err != nil {
 		return err
 	}
+	set.LeafLife = time.Duration(l.Spec.Spec.Certificates.Life)
 	for name, data := range set.Files() {
 		if err := host.WriteFile(l.path("pki", name), data, 0o600); err != nil {
 			return err

@@ -53,7 +53,7 @@ func (u *Up) waitNodes(ctx context.Context) error {
 		if err != nil {
 			return err
 		}
-		return missing(u.Spec, list.Items)
+		return missing(u.lab.Nodes(), list.Items)
 	}))
 }
 

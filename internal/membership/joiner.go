@@ -2,6 +2,7 @@ package membership
 
 import (
 	"context"
+	"crypto/tls"
 	"errors"
 	"fmt"
 	"net/http"
@@ -203,6 +204,7 @@ func (j *Joiner) files(spec *cluster.Spec, node cluster.Node) ([]pki.File, error
 	if err != nil {
 		return nil, err
 	}
+	set.LeafLife = time.Duration(spec.Spec.Certificates.Life)
 	return set.NodeFiles(spec, node, time.Now())
 }
 
@@ -291,7 +293,8 @@ func report(ctx context.Context, agents *agent.Client, servers []cluster.Node, s
 	return Progress{}, errors.Join(silent...)
 }
 
-// NodeClient asks other agents as the node whose files are below dir.
+// NodeClient asks other agents as the node whose files are below dir. It reads
+// its certificate again for each connection: the node renews it.
 func NodeClient(dir string) (*agent.Client, error) {
 	files := map[string][]byte{}
 	for _, name := range []string{"agent-ca.crt", "agent.crt", "agent.key"} {
@@ -304,6 +307,11 @@ func NodeClient(dir string) (*agent.Client, error) {
 	config, err := pki.ClientTLS(files["agent-ca.crt"], pki.Pair{Cert: files["agent.crt"], Key: files["agent.key"]}, "")
 	if err != nil {
 		return nil, err
+	}
+	config.Certificates = nil
+	config.GetClientCertificate = func(*tls.CertificateRequestInfo) (*tls.Certificate, error) {
+		pair, err := tls.LoadX509KeyPair(filepath.Join(dir, "pki/agent.crt"), filepath.Join(dir, "pki/agent.key"))
+		return &pair, err
 	}
 	return agent.NewClient(config, nil), nil
 }

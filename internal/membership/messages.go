@@ -17,6 +17,7 @@ const (
 	SpecPath     = "/v1/cluster"       // GET, answers a cluster.Spec; as a node
 	RemovePath   = "/v1/nodes/remove"  // POST Removal; as a server or an administrator
 	TokensPath   = "/v1/tokens"        // GET, answers []Token; POST TokenOrder, answers NewToken; as a server or an administrator
+	RenewPath    = "/v1/renew"         // POST Renewal, answers an Admission without secrets; as that worker
 	LeavePath    = "/v1/leave"         // POST; stops this very node and puts it away, without a word to the others; as itself or an administrator
 	RevokePath   = "/v1/tokens/revoke" // POST TokenID; as a server or an administrator
 )

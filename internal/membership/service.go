@@ -150,6 +150,7 @@ func (s *Service) admit(ctx context.Context, set *pki.Set, r Request) (Admission
 		return Admission{}, err
 	}
 	node, _ := spec.Node(r.Name)
+	set.LeafLife = time.Duration(spec.Spec.Certificates.Life)
 	if r.Role != cluster.RoleServer {
 		certificates, err := set.SignRequests(spec, node, r.Requests, time.Now())
 		return Admission{Spec: spec, Certificates: certificates, Trust: set.Trust()}, err

@@ -54,6 +54,7 @@ type Agent struct {
 
 	adopting    sync.Mutex
 	spec        atomic.Pointer[cluster.Spec] // as the cluster has it
+	specChanged chan struct{}                // one waits there after a change
 	complete    chan struct{}                // closed once the node's join is
 	removed     chan struct{}                // closed when the cluster has removed the node
 	removedOnce sync.Once
@@ -71,7 +72,7 @@ func NewAgent(options Options, disk membership.Disk) (*Agent, error) {
 	}
 	a := &Agent{
 		options: options, machine: machine, components: component.For(machine), started: time.Now(),
-		complete: make(chan struct{}), removed: make(chan struct{}),
+		complete: make(chan struct{}), removed: make(chan struct{}), specChanged: make(chan struct{}, 1),
 	}
 	a.spec.Store(machine.Spec)
 	if !disk.Joining {
@@ -90,6 +91,7 @@ func NewAgent(options Options, disk membership.Disk) (*Agent, error) {
 			return nil, fmt.Errorf("cannot configure node %s: %w", machine.Node.Name, err)
 		}
 	}
+	a.renewAtStart()
 	a.supervisor, err = supervise.New(filepath.Join(component.RunDir, "components"), options.Log, processes(machine, a.components))
 	if err != nil {
 		return nil, fmt.Errorf("cannot supervise node %s: %w", machine.Node.Name, err)
@@ -184,7 +186,7 @@ func (a *Agent) Run(ctx context.Context) error {
 	group.Go(func() error { return a.serveAPI(inner) })
 	group.Go(func() error { return a.importImages(inner) })
 	group.Go(func() error { return a.keepCNI(inner) })
-	background(group, inner, a.followSpec, a.finishJoin)
+	background(group, inner, a.followSpec, a.finishJoin, a.renewCertificates)
 	group.Go(func() error {
 		supervise.RotateLogs(inner, a.options.Log, filepath.Join(component.LogDir, component.AgentLog))
 		return nil

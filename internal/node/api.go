@@ -94,7 +94,18 @@ func writeJSON(w http.ResponseWriter, value any) {
 	_ = json.NewEncoder(w).Encode(value) // the caller has gone: nobody to tell
 }
 
+// agentTLS reads the agent's certificate again for each connection: the node
+// renews it.
 func agentTLS() (*tls.Config, error) {
+	config, err := readAgentTLS()
+	if err != nil {
+		return nil, err
+	}
+	config.GetConfigForClient = func(*tls.ClientHelloInfo) (*tls.Config, error) { return readAgentTLS() }
+	return config, nil
+}
+
+func readAgentTLS() (*tls.Config, error) {
 	files := map[string][]byte{}
 	for _, name := range []string{"agent-ca.crt", "agent.crt", "agent.key"} {
 		data, err := os.ReadFile(filepath.Join(component.EtcDir, "pki", name))

@@ -99,6 +99,10 @@ func (a *Agent) adopt(spec *cluster.Spec) {
 		return
 	}
 	a.spec.Store(spec)
+	select {
+	case a.specChanged <- struct{}{}:
+	default: // one waits already
+	}
 	a.options.Log.Info("cluster.yaml has changed", "nodes", len(spec.Spec.Nodes), "servers", len(spec.Servers()))
 }
 

@@ -54,6 +54,12 @@ func (s *server) memberAPI(mux *http.ServeMux) {
 		}
 		return s.members.Remove(r.Context(), in)
 	}))
+	mux.HandleFunc("POST "+membership.RenewPath, serve(func(r *http.Request, in membership.Renewal) (membership.Admission, error) {
+		if caller, _, _ := pki.Peer(r.TLS); in.Name == "" || pki.AgentNode(caller) != in.Name {
+			return membership.Admission{}, &cluster.Problem{What: "a node renews its own certificates only", Exit: cluster.ExitRefused}
+		}
+		return s.members.Renew(r.Context(), in)
+	}))
 	mux.HandleFunc("GET "+membership.TokensPath, serve(func(r *http.Request, _ nothing) ([]membership.Token, error) {
 		if err := s.speaksFor(r, ""); err != nil {
 			return nil, err

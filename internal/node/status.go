@@ -178,7 +178,7 @@ func certificates(dir string) []cluster.CertificateStatus {
 
 func validityReader(path string) func([]byte) (time.Time, time.Time, error) {
 	switch filepath.Ext(path) {
-	case ".crt":
+	case ".crt", ".pem":
 		return pki.Validity
 	case ".conf":
 		return pki.KubeconfigValidity

@@ -24,15 +24,18 @@ type namedCluster struct {
 	Name    string `json:"name"`
 	Cluster struct {
 		Server string `json:"server"`
-		CA     []byte `json:"certificate-authority-data"`
+		CA     []byte `json:"certificate-authority-data,omitempty"`
+		CAFile string `json:"certificate-authority,omitempty"`
 	} `json:"cluster"`
 }
 
 type namedUser struct {
 	Name string `json:"name"`
 	User struct {
-		Cert []byte `json:"client-certificate-data"`
-		Key  []byte `json:"client-key-data"`
+		Cert     []byte `json:"client-certificate-data,omitempty"`
+		Key      []byte `json:"client-key-data,omitempty"`
+		CertFile string `json:"client-certificate,omitempty"`
+		KeyFile  string `json:"client-key,omitempty"`
 	} `json:"user"`
 }
 
@@ -42,6 +45,22 @@ type namedContext struct {
 		Cluster string `json:"cluster"`
 		User    string `json:"user"`
 	} `json:"context"`
+}
+
+// referringKubeconfig holds no secret: it refers to the authority's file and to
+// one that has the client's certificate and key, both by paths relative to its
+// own directory. Client-go reads such files again while it runs, which it does
+// not do with what a kubeconfig holds itself, so that renewing them restarts
+// nothing.
+func referringKubeconfig(server, clusterName, pemFile, caFile string) ([]byte, error) {
+	config := newKubeconfig(server, clusterName, Pair{}, nil)
+	config.Clusters[0].Cluster.CAFile = caFile
+	config.Users[0].User.CertFile, config.Users[0].User.KeyFile = pemFile, pemFile
+	out, err := yaml.Marshal(config)
+	if err != nil {
+		return nil, fmt.Errorf("cannot write kubeconfig of cluster %q: %w", clusterName, err)
+	}
+	return out, nil
 }
 
 // Kubeconfig writes a kubeconfig (v1) that holds everything it needs. Server is

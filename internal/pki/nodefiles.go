@@ -91,16 +91,17 @@ func (s *Set) authority(file string) *Authority {
 }
 
 // files is how the item lies on the disk. The authority ca is the one of the
-// API, which kubeconfigs hold.
+// API, for a kubeconfig that holds it.
 func (i item) files(context string, pair Pair, ca []byte) ([]File, error) {
 	if i.server == "" {
 		return []File{newFile(i.path+".crt", pair.Cert), newFile(i.path+".key", pair.Key)}, nil
 	}
-	data, err := Kubeconfig(i.server, context, pair, ca)
-	if err != nil {
-		return nil, err
+	if i.whole() {
+		data, err := Kubeconfig(i.server, context, pair, ca)
+		return []File{newFile(i.path, data)}, err
 	}
-	return []File{newFile(i.path, data)}, nil
+	data, err := referringKubeconfig(i.server, context, i.pem(), "pki/"+fileCACert)
+	return []File{newFile(i.path, data), newFile(i.pem(), slices.Concat(pair.Cert, pair.Key))}, err
 }
 
 func sorted(files []File) []File {

@@ -60,15 +60,17 @@ func nodeFiles(t testing.TB, s *Set, name string, now time.Time) map[string]File
 
 var workerPaths = []string{
 	"coredns.conf", "flannel.conf", "kube-proxy.conf", "kubelet.conf",
-	"pki/agent-ca.crt", "pki/agent.crt", "pki/agent.key", "pki/ca.crt", "pki/endpoint.crt", "pki/endpoint.key",
-	"pki/kubelet.crt", "pki/kubelet.key",
+	"pki/agent-ca.crt", "pki/agent.crt", "pki/agent.key", "pki/ca.crt",
+	"pki/clients/coredns.pem", "pki/clients/flannel.pem", "pki/clients/kube-proxy.pem", "pki/clients/kubelet.pem",
+	"pki/endpoint.crt", "pki/endpoint.key", "pki/kubelet.crt", "pki/kubelet.key",
 }
 
 var serverPaths = []string{
 	"admin.conf", "agent.conf", "controller-manager.conf", "encryption.yaml", "pki/agent-ca.key",
 	"pki/apiserver-etcd-client.crt", "pki/apiserver-etcd-client.key",
 	"pki/apiserver-kubelet-client.crt", "pki/apiserver-kubelet-client.key",
-	"pki/apiserver.crt", "pki/apiserver.key", "pki/ca.key", "pki/encryption.key",
+	"pki/apiserver.crt", "pki/apiserver.key", "pki/ca.key",
+	"pki/clients/agent.pem", "pki/clients/controller-manager.pem", "pki/clients/scheduler.pem", "pki/encryption.key",
 	"pki/etcd/agent-client.crt", "pki/etcd/agent-client.key", "pki/etcd/ca.crt", "pki/etcd/ca.key",
 	"pki/etcd/peer.crt", "pki/etcd/peer.key", "pki/etcd/server.crt", "pki/etcd/server.key",
 	"pki/front-proxy-ca.crt", "pki/front-proxy-ca.key",
@@ -88,7 +90,7 @@ func TestNodeFilesPathsAndModes(t *testing.T) {
 		}
 		for _, f := range files {
 			want := fs.FileMode(0o644)
-			if bytes.Contains(f.Data, []byte("PRIVATE KEY")) || bytes.Contains(f.Data, []byte("client-key-data")) ||
+			if bytes.Contains(f.Data, []byte("PRIVATE KEY")) || path.Ext(f.Path) == ".conf" ||
 				strings.Contains(f.Path, "encryption") {
 				want = 0o600
 			}

@@ -9,6 +9,7 @@ import (
 	"net"
 	"net/netip"
 	"slices"
+	"strings"
 
 	"kuorum/internal/cluster"
 )
@@ -33,7 +34,8 @@ type plan struct {
 }
 
 // item is a certificate of a node, and how it and its key lie on the disk: as
-// path.crt and path.key, or, if there is a server, in the kubeconfig path.
+// path.crt and path.key, or, if there is a server, in one file to which the
+// kubeconfig path refers. People copy admin.conf: it holds them itself.
 type item struct {
 	path string
 	// by is the file name of the authority that signs it.
@@ -160,6 +162,13 @@ func (p *plan) items() []item {
 	}
 	return items
 }
+
+// whole tells whether a kubeconfig holds its certificate itself.
+func (i item) whole() bool { return i.path == "admin.conf" }
+
+// pem is the file that holds the certificate and key of a kubeconfig that
+// refers to it.
+func (i item) pem() string { return "pki/clients/" + strings.TrimSuffix(i.path, ".conf") + ".pem" }
 
 func pairItem(path, by string, req Request) item { return item{path: path, by: by, req: req} }
 

@@ -1,10 +1,13 @@
 package pki
 
 import (
+	"bytes"
 	"crypto/x509"
+	"encoding/pem"
 	"errors"
 	"fmt"
 	"reflect"
+	"slices"
 	"time"
 
 	"sigs.k8s.io/yaml"
@@ -16,9 +19,10 @@ import (
 // have, the server's files by the paths of NodeFiles, and returns, sorted by
 // path, the pairs (always both files) and kubeconfigs that are missing,
 // unreadable, not of the present authority, past two thirds of their life or
-// not valid yet, or that say something else than spec and node say now. What
-// is good is not returned; nothing is changed of the set's own files, nor of
-// any that is no certificate. The new ones live for LeafLife.
+// not valid yet, or that say something else than spec and node say now. Of a
+// kubeconfig that is right itself only the file that it refers to is returned.
+// What is good is not returned; nothing is changed of the set's own files, nor
+// of any that is no certificate. The new ones live for LeafLife.
 //
 // Near the end of its authority a certificate that already lives as long as
 // that is left alone until then, and afterwards Renew fails with ErrExpired.
@@ -48,6 +52,7 @@ func (s *Set) renew(spec *cluster.Spec, node cluster.Node, have map[string][]byt
 		if err != nil {
 			return nil, err
 		}
+		made = slices.DeleteFunc(made, func(f File) bool { return bytes.Equal(f.Data, have[f.Path]) })
 		files = append(files, made...)
 	}
 	return sorted(files), nil
@@ -100,6 +105,9 @@ func (s *Set) readItem(i item, context string, have map[string][]byte) (Pair, er
 	if i.server == "" {
 		return Pair{Cert: have[i.path+".crt"], Key: have[i.path+".key"]}, nil
 	}
+	if !i.whole() {
+		return i.readReferred(context, have)
+	}
 	var got kubeconfig
 	if err := yaml.Unmarshal(have[i.path], &got); err != nil {
 		return Pair{}, fmt.Errorf("cannot read kubeconfig: %w", err)
@@ -112,4 +120,25 @@ func (s *Set) readItem(i item, context string, have map[string][]byte) (Pair, er
 		return Pair{}, errors.New("the kubeconfig leads elsewhere")
 	}
 	return pair, nil
+}
+
+// readReferred reads a kubeconfig that refers to the file with the pair.
+func (i item) readReferred(context string, have map[string][]byte) (Pair, error) {
+	want, err := referringKubeconfig(i.server, context, i.pem(), "pki/"+fileCACert)
+	if err != nil {
+		return Pair{}, err
+	}
+	if !bytes.Equal(have[i.path], want) {
+		return Pair{}, errors.New("the kubeconfig leads elsewhere")
+	}
+	return splitPair(have[i.pem()])
+}
+
+// splitPair takes a file with a certificate and its key apart.
+func splitPair(data []byte) (Pair, error) {
+	cert, rest := pem.Decode(data)
+	if cert == nil {
+		return Pair{}, errors.New("it holds no certificate")
+	}
+	return Pair{Cert: pem.EncodeToMemory(cert), Key: rest}, nil
 }

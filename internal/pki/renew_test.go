@@ -40,7 +40,7 @@ func paths(files []File) []string {
 	return list
 }
 
-// leafPaths are the files of a server that have a life.
+// leafPaths are the files of a server that have a life, or refer to one that has.
 func leafPaths() []string {
 	var list []string
 	for _, path := range slices.Concat(workerPaths, serverPaths) {
@@ -52,6 +52,12 @@ func leafPaths() []string {
 	slices.Sort(list)
 	return list
 }
+
+// refers tells whether a file is a kubeconfig that holds nothing that ages.
+func refers(path string) bool { return strings.HasSuffix(path, ".conf") && path != "admin.conf" }
+
+// agedPaths are the files that change when everything has become old.
+func agedPaths() []string { return slices.DeleteFunc(leafPaths(), refers) }
 
 func TestFreshNodeNeedsNothing(t *testing.T) {
 	for _, life := range []time.Duration{0, time.Minute, day, 20 * 365 * day} {
@@ -75,13 +81,13 @@ func TestRenewByAge(t *testing.T) {
 		now  time.Time
 		want []string
 	}{
-		"before the clock was set back": {begin.Add(-backdate - time.Second), leafPaths()},
+		"before the clock was set back": {begin.Add(-backdate - time.Second), agedPaths()},
 		"a slow clock":                  {begin.Add(-backdate + time.Second), nil},
 		"middle":                        {begin.Add(15 * day), nil},
 		"almost two thirds":             {begin.Add(20*day - 2*time.Second), nil},
-		"two thirds":                    {begin.Add(20 * day), leafPaths()},
-		"last second":                   {begin.Add(30*day - time.Second), leafPaths()},
-		"long over":                     {begin.Add(300 * day), leafPaths()},
+		"two thirds":                    {begin.Add(20 * day), agedPaths()},
+		"last second":                   {begin.Add(30*day - time.Second), agedPaths()},
+		"long over":                     {begin.Add(300 * day), agedPaths()},
 	} {
 		t.Run(name, func(t *testing.T) {
 			got := renew(t, s, testSpec(), have, test.now)
@@ -110,8 +116,8 @@ func TestRenewedFiles(t *testing.T) {
 	}
 	for _, f := range got {
 		want := fresh[f.Path]
-		if f.Mode != want.Mode || bytes.Equal(f.Data, want.Data) {
-			t.Errorf("%s has mode %o, want %o, or is the old one", f.Path, f.Mode, want.Mode)
+		if f.Mode != want.Mode || bytes.Equal(f.Data, want.Data) != refers(f.Path) {
+			t.Errorf("%s has mode %o, want %o, or is the old one, or need not differ", f.Path, f.Mode, want.Mode)
 		}
 		old, made := certificates(t, want), certificates(t, f)
 		for i, cert := range made {
@@ -215,6 +221,97 @@ func TestRenewWhatIsDamaged(t *testing.T) {
 
 type content = map[string][]byte
 
+// A kubeconfig and the file that it refers to are damaged one by one: what is
+// right of them stays as it is, if only the certificate is wrong.
+func TestRenewWhatIsReferredTo(t *testing.T) {
+	s, other := newTestSet(t), newTestSet(t)
+	fresh := contents(nodeFiles(t, s, "cp1", testNow))
+	foreign := contents(nodeFiles(t, other, "cp1", testNow))
+	const conf, file = "scheduler.conf", "pki/clients/scheduler.pem"
+	split := func(path string) (cert, key []byte) {
+		at := bytes.Index(fresh[path], []byte("-----BEGIN PRIVATE KEY"))
+		if at < 0 {
+			t.Fatalf("%s has no key", path)
+		}
+		return fresh[path][:at], fresh[path][at:]
+	}
+	cert, key := split(file)
+	_, otherKey := split("pki/clients/kubelet.pem")
+	issued := func(by *Authority, user string, groups ...string) content {
+		pair, err := by.Issue(client(user, groups...).lasting(testNow, 365*day))
+		if err != nil {
+			t.Fatal(err)
+		}
+		return content{file: slices.Concat(pair.Cert, pair.Key)}
+	}
+	whole := func() content {
+		data, err := Kubeconfig(balancerURL, "kuorum-demo", Pair{Cert: cert, Key: key}, s.Cluster.pair.Cert)
+		if err != nil {
+			t.Fatal(err)
+		}
+		return content{conf: data, file: nil}
+	}
+	edited := func(from, to string) content {
+		if !bytes.Contains(fresh[conf], []byte(from)) {
+			t.Fatalf("%s does not say %q", conf, from)
+		}
+		return content{conf: bytes.ReplaceAll(fresh[conf], []byte(from), []byte(to))}
+	}
+	const scheduler = "system:kube-scheduler"
+	both, only := []string{file, conf}, []string{file}
+	for name, test := range map[string]struct {
+		change content
+		want   []string
+	}{
+		"made anew alike":     {issued(s.Cluster, scheduler), nil},
+		"no file":             {content{file: nil}, only},
+		"torn certificate":    {content{file: cert[:200]}, only},
+		"torn key":            {content{file: slices.Concat(cert, key[:100])}, only},
+		"torn in the middle":  {content{file: slices.Concat(cert[:200], key)}, only},
+		"no key":              {content{file: cert}, only},
+		"no certificate":      {content{file: key}, only},
+		"turned round":        {content{file: slices.Concat(key, cert)}, only},
+		"too much":            {content{file: slices.Concat(cert, key, cert)}, only},
+		"no PEM":              {content{file: []byte("x")}, only},
+		"key of another":      {content{file: slices.Concat(cert, otherKey)}, only},
+		"another user's":      {content{file: fresh["pki/clients/kubelet.pem"]}, only},
+		"another cluster's":   {content{file: foreign[file]}, only},
+		"other authority":     {issued(s.Etcd, scheduler), only},
+		"more rights":         {issued(s.Cluster, scheduler, groupMasters), only},
+		"no kubeconfig":       {content{conf: nil}, both},
+		"torn kubeconfig":     {content{conf: fresh[conf][:100]}, both},
+		"neither":             {content{conf: nil, file: nil}, both},
+		"holds all itself":    {whole(), both},
+		"other server":        {edited("https://127.0.0.1:6443", "https://127.0.0.1:1"), both},
+		"other file":          {edited(file, "pki/clients/kubelet.pem"), both},
+		"other trust":         {edited("pki/ca.crt", "pki/agent-ca.crt"), both},
+		"trusts everybody":    {edited("certificate-authority: pki/ca.crt", "insecure-skip-tls-verify: true"), both},
+		"one user more":       {edited("users:\n", "users:\n- {name: x, user: {token: x}}\n"), both},
+		"the kubelet's":       {content{conf: fresh["kubelet.conf"]}, both},
+		"authority's file":    {content{"pki/ca.crt": nil}, nil},
+		"a client of nobody":  {content{"pki/clients/x.pem": []byte("x")}, nil},
+		"admin.conf's client": {content{"pki/clients/admin.pem": []byte("x")}, nil},
+	} {
+		t.Run(name, func(t *testing.T) {
+			have := maps.Clone(fresh)
+			maps.Copy(have, test.change)
+			got := renew(t, s, testSpec(), have, testNow)
+			if diff := cmp.Diff(test.want, paths(got)); diff != "" {
+				t.Errorf("renewed (-want +got):\n%s", diff)
+			}
+			for _, f := range got {
+				have[f.Path] = f.Data
+			}
+			if diff := cmp.Diff(string(fresh[conf]), string(have[conf])); diff != "" {
+				t.Errorf("%s (-want +got):\n%s", conf, diff)
+			}
+			if again := renew(t, s, testSpec(), have, testNow); again != nil {
+				t.Errorf("what was renewed must be renewed again: %v", paths(again))
+			}
+		})
+	}
+}
+
 // A node that comes or moves changes what API servers are called, and no more.
 func TestRenewFollowsTheSpec(t *testing.T) {
 	s := newTestSet(t)
@@ -234,7 +331,7 @@ func TestRenewFollowsTheSpec(t *testing.T) {
 		"other Service": {func(s *cluster.Spec) { s.Spec.Network.Services = "10.97.0.0/16" }, apiServer},
 		"moved itself": {func(s *cluster.Spec) { s.Spec.Nodes[0].Address = "198.18.0.19" }, []string{
 			"agent.conf", "pki/agent.crt", "pki/agent.key", "pki/apiserver.crt", "pki/apiserver.key",
-			"pki/etcd/peer.crt", "pki/etcd/peer.key", "pki/etcd/server.crt", "pki/etcd/server.key",
+			"pki/clients/agent.pem", "pki/etcd/peer.crt", "pki/etcd/peer.key", "pki/etcd/server.crt", "pki/etcd/server.key",
 			"pki/kubelet.crt", "pki/kubelet.key",
 		}},
 	} {

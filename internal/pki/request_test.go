@@ -126,7 +126,7 @@ func TestJoinedWorkerIsLikeAnyOther(t *testing.T) {
 	for path, key := range j.keys {
 		pair := filePair(byPath, path)
 		if strings.HasSuffix(path, ".conf") {
-			pair = configPair(t, byPath[path])
+			pair = configPair(t, byPath, path)
 		}
 		loaded, err := tls.X509KeyPair(pair.Cert, pair.Key)
 		if err != nil {

@@ -15,20 +15,21 @@ import (
 	"time"
 
 	"github.com/google/go-cmp/cmp"
-	"k8s.io/client-go/tools/clientcmd"
+	"k8s.io/client-go/rest"
 )
 
 func filePair(files map[string]File, name string) Pair {
 	return Pair{Cert: files[name+".crt"].Data, Key: files[name+".key"].Data}
 }
 
-func configPair(t *testing.T, f File) Pair {
+// configPair is the certificate and key of one of a node's kubeconfigs.
+func configPair(t *testing.T, files map[string]File, path string) Pair {
 	t.Helper()
-	rest, err := clientcmd.RESTConfigFromKubeConfig(f.Data)
-	if err != nil {
+	config := restConfig(t, writeFiles(t, files), path)
+	if err := rest.LoadTLSFiles(config); err != nil {
 		t.Fatal(err)
 	}
-	return Pair{Cert: rest.CertData, Key: rest.KeyData}
+	return Pair{Cert: config.CertData, Key: config.KeyData}
 }
 
 func atTestNow(t *testing.T) func(config *tls.Config, err error) *tls.Config {
@@ -109,8 +110,8 @@ func TestServerTLSChoosesItsClients(t *testing.T) {
 		"agent itself":             {filePair(cp1, "pki/agent"), ""},
 		"admin":                    {admin, ""},
 		"somebody else":            {issue(s.Agents, client("x", "system:masters")), "neither an agent nor an admin"},
-		"kubelet":                  {configPair(t, w1["kubelet.conf"]), "unknown authority"},
-		"kubernetes admin":         {configPair(t, cp1["admin.conf"]), "unknown authority"},
+		"kubelet":                  {configPair(t, w1, "kubelet.conf"), "unknown authority"},
+		"kubernetes admin":         {configPair(t, cp1, "admin.conf"), "unknown authority"},
 		"balancer":                 {filePair(w1, "pki/endpoint"), "unknown authority"},
 		"admin of another cluster": {stranger, "unknown authority"},
 		"admin by kubernetes":      {issue(s.Cluster, admins), "unknown authority"},
@@ -333,7 +334,7 @@ func TestPeer(t *testing.T) {
 	}{
 		"agent":   {filePair(w1, "pki/agent"), peer{"kuorum:agent:w1", GroupAgents, true}},
 		"admin":   {admin, peer{"kuorum:admin:lab", GroupAdmins, true}},
-		"kubelet": {configPair(t, w1["kubelet.conf"]), peer{}},
+		"kubelet": {configPair(t, w1, "kubelet.conf"), peer{}},
 		"nobody":  {Pair{}, peer{}},
 	} {
 		for _, version := range []uint16{tls.VersionTLS12, tls.VersionTLS13} {

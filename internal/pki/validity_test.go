@@ -1,6 +1,7 @@
 package pki
 
 import (
+	"strings"
 	"testing"
 	"time"
 
@@ -32,7 +33,26 @@ func TestValidity(t *testing.T) {
 			t.Errorf("%s: %v to %v, %v", name, from, until, err)
 		}
 	}
-	for _, bad := range []string{"", "x", "users: []", "users: [{user: {client-certificate-data: eA==}}]", "a: [", cluster.APIVersion} {
+	for path, f := range nodeFiles(t, set, "cp1", now) {
+		for _, cert := range certificates(t, f) {
+			read := Validity
+			if path == "admin.conf" {
+				read = KubeconfigValidity
+			}
+			from, until, err := read(f.Data)
+			if err != nil || !cert.IsCA && (!from.Equal(cert.NotBefore) || !until.Equal(cert.NotAfter)) {
+				t.Errorf("%s: %v to %v, %v", path, from, until, err)
+			}
+		}
+		if !refers(path) {
+			continue
+		}
+		if _, _, err := KubeconfigValidity(f.Data); err == nil || !strings.Contains(err.Error(), "the kubeconfig holds no certificate") {
+			t.Errorf("%s, which refers to a certificate: %v", path, err)
+		}
+	}
+	backwards, torn := string(pair.Key)+string(pair.Cert), string(pair.Cert[:200])+string(pair.Key)
+	for _, bad := range []string{backwards, torn, "", "x", "users: []", "users: [{user: {client-certificate-data: eA==}}]", "a: [", cluster.APIVersion} {
 		if _, _, err := KubeconfigValidity([]byte(bad)); err == nil {
 			t.Errorf("%q has a validity", bad)
 		}

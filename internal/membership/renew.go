@@ -1,0 +1,88 @@
+package membership
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"net/http"
+	"path"
+	"strings"
+	"time"
+
+	"kuorum/internal/agent"
+	"kuorum/internal/cluster"
+	"kuorum/internal/pki"
+)
+
+// Renewal is a worker's request for new certificates.
+type Renewal struct {
+	Name     string            `json:"name"`
+	Requests map[string][]byte `json:"requests"`
+}
+
+// Renew signs a worker's requests. That the caller is that worker is for the
+// caller of Renew to know.
+func (s *Service) Renew(ctx context.Context, r Renewal) (Admission, error) {
+	spec, err := s.Register.Spec(ctx)
+	if err != nil {
+		return Admission{}, err
+	}
+	node, ok := spec.Node(r.Name)
+	if !ok {
+		return Admission{}, unknownNode(spec, r.Name)
+	}
+	set, err := Keys(s.Dir)
+	if err != nil {
+		return Admission{}, err
+	}
+	set.LeafLife = time.Duration(spec.Spec.Certificates.Life)
+	certificates, err := set.SignRequests(spec, node, r.Requests, time.Now())
+	return Admission{Spec: spec, Certificates: certificates, Trust: set.Trust()}, err
+}
+
+// RenewWorker returns new files for a worker when one of the certificates in
+// have is due, and nothing otherwise. It makes new keys and asks one server
+// after the other to sign.
+func RenewWorker(ctx context.Context, agents *agent.Client, spec *cluster.Spec, node cluster.Node, have map[string][]byte, now time.Time) ([]pki.File, error) {
+	if !anyDue(have, now) {
+		return nil, nil
+	}
+	keys, err := pki.NewNodeKeys(node.Role)
+	if err != nil {
+		return nil, err
+	}
+	requests, err := keys.Requests()
+	if err != nil {
+		return nil, err
+	}
+	var silent []error
+	for _, server := range spec.Servers() {
+		var signed Admission
+		limited, cancel := context.WithTimeout(ctx, checkPatience)
+		err := agents.Call(limited, server.Address, http.MethodPost, RenewPath, Renewal{Name: node.Name, Requests: requests}, &signed)
+		cancel()
+		if err != nil {
+			silent = append(silent, fmt.Errorf("%s: %s", server.Name, agent.Explain(err)))
+			continue
+		}
+		return keys.Files(signed.Spec, node, signed.Certificates, signed.Trust)
+	}
+	return nil, &cluster.Problem{
+		What: "no server renews the certificates of " + node.Name, Err: errors.Join(silent...),
+		Do: "kuorum status; a worker whose certificates have ended: kuorum leave --force, then kuorum join",
+	}
+}
+
+// anyDue looks at a node's own certificates, not at the authorities'.
+func anyDue(have map[string][]byte, now time.Time) bool {
+	for name, data := range have {
+		ext := path.Ext(name)
+		if ext != ".crt" && ext != ".pem" || strings.HasSuffix(name, "ca.crt") {
+			continue
+		}
+		if from, until, err := pki.Validity(data); err != nil || pki.Due(from, until, now) {
+			return true
+		}
+	}
+	return false
+}
