@@ -90,9 +90,11 @@ func (v *view) corrupt(id string) cluster.Finding {
 		Node:     v.nodeOfID(id),
 		What:     fmt.Sprintf("etcd's data on %s differs from the others': no member takes writes", v.nameOf(id)),
 		Why:      "etcd compared its members' data and raised the alarm CORRUPT for " + v.nameOf(id),
-		Do:       "kuorum etcd remove " + id + " && kuorum etcd alarms --disarm",
+		Do:       "kuorum etcd rebuild " + v.nodeOfID(id),
 	}
 	switch {
+	case v.listed(id) && f.Node == "":
+		f.Do = "kuorum etcd remove " + id + " && kuorum etcd alarms --disarm"
 	case id == "0":
 		f.What = "etcd's members have different data, and which is wrong is not known"
 		f.Why = "etcd compared its members' data and raised the alarm CORRUPT for none of them"

@@ -34,7 +34,7 @@ something does, but for defrag, which is refused while any member is not well.`,
 		Args: cobra.NoArgs,
 		RunE: func(cmd *cobra.Command, _ []string) error { return cmd.Help() },
 	}
-	cmd.AddCommand(a.etcdStatus(), a.etcdMembers(), a.etcdRemove(), a.etcdPromote(), a.etcdDefrag(), a.etcdCompact(), a.etcdAlarms())
+	cmd.AddCommand(a.etcdStatus(), a.etcdMembers(), a.etcdRemove(), a.etcdPromote(), a.etcdRebuild(), a.etcdDefrag(), a.etcdCompact(), a.etcdAlarms())
 	return cmd
 }
 

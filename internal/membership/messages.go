@@ -18,6 +18,8 @@ const (
 	RemovePath   = "/v1/nodes/remove"  // POST Removal; as a server or an administrator
 	TokensPath   = "/v1/tokens"        // GET, answers []Token; POST TokenOrder, answers NewToken; as a server or an administrator
 	RenewPath    = "/v1/renew"         // POST Renewal, answers an Admission without secrets; as that worker
+	RejoinPath   = "/v1/rejoin"        // POST RejoinRequest, answers a component.InitialCluster; as that server
+	RebuildPath  = "/v1/rebuild"       // POST; this very server gets a new member in place of its own; as itself, a server or an administrator
 	LeavePath    = "/v1/leave"         // POST; stops this very node and puts it away, without a word to the others; as itself or an administrator
 	RevokePath   = "/v1/tokens/revoke" // POST TokenID; as a server or an administrator
 )
@@ -98,6 +100,11 @@ type NewToken struct {
 	Secret string `json:"secret"` // ID.SECRET
 	Pin    string `json:"pin"`    // of the agents' authority
 	Server string `json:"server"` // address to join at
+}
+
+// RejoinRequest asks for a new member in place of a server's own.
+type RejoinRequest struct {
+	Name string `json:"name"`
 }
 
 // TokenID names a token.

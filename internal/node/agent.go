@@ -53,10 +53,11 @@ type Agent struct {
 	started    time.Time
 
 	adopting    sync.Mutex
-	spec        atomic.Pointer[cluster.Spec] // as the cluster has it
-	specChanged chan struct{}                // one waits there after a change
-	complete    chan struct{}                // closed once the node's join is
-	removed     chan struct{}                // closed when the cluster has removed the node
+	spec        atomic.Pointer[cluster.Spec]  // as the cluster has it
+	specChanged chan struct{}                 // one waits there after a change
+	complete    chan struct{}                 // closed once the node's join is
+	startOver   chan component.InitialCluster // with which a new member of this server starts
+	removed     chan struct{}                 // closed when the cluster has removed the node
 	removedOnce sync.Once
 }
 
@@ -73,6 +74,7 @@ func NewAgent(options Options, disk membership.Disk) (*Agent, error) {
 	a := &Agent{
 		options: options, machine: machine, components: component.For(machine), started: time.Now(),
 		complete: make(chan struct{}), removed: make(chan struct{}), specChanged: make(chan struct{}, 1),
+		startOver: make(chan component.InitialCluster, 1),
 	}
 	a.spec.Store(machine.Spec)
 	if !disk.Joining {
@@ -195,7 +197,8 @@ func (a *Agent) Run(ctx context.Context) error {
 		group.Go(func() error { return a.applyObjects(inner) })
 		background(group, inner, a.server.fsync.Run, a.server.members.Sweep, a.seed)
 	}
-	stopped, removed := false, false
+	stopped := false
+	var end error // why the node stops, and what comes then
 	group.Go(func() error {
 		select {
 		case <-inner.Done():
@@ -203,23 +206,26 @@ func (a *Agent) Run(ctx context.Context) error {
 			stopped = true
 			cancel()
 		case <-a.removed:
-			removed = true
+			end = errRemoved
+			cancel()
+		case initial := <-a.startOver:
+			end = startOverError(initial)
 			cancel()
 		}
 		return nil
 	})
 	err := group.Wait()
-	if !stopped && !removed {
+	if !stopped && end == nil {
 		return err
 	}
 	a.options.Log.Info("stopping the node's components")
 	stopping, done := context.WithTimeout(context.WithoutCancel(ctx), time.Minute)
 	defer done()
 	err = errors.Join(err, a.supervisor.Stop(stopping))
-	if removed && err == nil {
-		return errRemoved
+	if err != nil {
+		return err
 	}
-	return err
+	return end
 }
 
 // background runs what has no end of its own and nothing to say at the end.

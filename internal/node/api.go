@@ -71,6 +71,12 @@ func (a *Agent) membersAPI() http.Handler {
 	})
 	if a.server != nil {
 		a.server.memberAPI(mux)
+		mux.HandleFunc("POST "+membership.RebuildPath, serve(func(r *http.Request, _ nothing) (nothing, error) {
+			if err := a.server.speaksFor(r, a.machine.Node.Name); err != nil {
+				return nothing{}, err
+			}
+			return a.rebuild(r.Context())
+		}))
 	}
 	return mux
 }

@@ -54,6 +54,12 @@ func (s *server) memberAPI(mux *http.ServeMux) {
 		}
 		return s.members.Remove(r.Context(), in)
 	}))
+	mux.HandleFunc("POST "+membership.RejoinPath, serve(func(r *http.Request, in membership.RejoinRequest) (component.InitialCluster, error) {
+		if caller, _, _ := pki.Peer(r.TLS); in.Name == "" || pki.AgentNode(caller) != in.Name {
+			return component.InitialCluster{}, &cluster.Problem{What: "a server asks for its own member only", Exit: cluster.ExitRefused}
+		}
+		return s.members.Rejoin(r.Context(), in)
+	}))
 	mux.HandleFunc("POST "+membership.RenewPath, serve(func(r *http.Request, in membership.Renewal) (membership.Admission, error) {
 		if caller, _, _ := pki.Peer(r.TLS); in.Name == "" || pki.AgentNode(caller) != in.Name {
 			return membership.Admission{}, &cluster.Problem{What: "a node renews its own certificates only", Exit: cluster.ExitRefused}
@@ -146,6 +152,21 @@ func refuse(w http.ResponseWriter, err error) {
 	w.Header().Set("Content-Type", "application/json")
 	w.WriteHeader(code)
 	_ = json.NewEncoder(w).Encode(refusal) // the caller has gone: nobody to tell
+}
+
+// rebuild has another server replace this server's member, then starts the
+// node over with it. It returns when the others have done their part; the rest
+// follows, whoever waits for it.
+func (a *Agent) rebuild(ctx context.Context) (nothing, error) {
+	if !a.joined() {
+		return nothing{}, &cluster.Problem{What: a.machine.Node.Name + " is joining already", Do: "kuorum status", Exit: cluster.ExitRefused}
+	}
+	initial, err := membership.AskRejoin(ctx, a.agents, a.spec.Load().Servers(), a.machine.Node.Name)
+	if err != nil {
+		return nothing{}, err
+	}
+	a.startOver <- initial
+	return nothing{}, nil
 }
 
 // seed writes the cluster.yaml of a new cluster to etcd.

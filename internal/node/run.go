@@ -17,6 +17,11 @@ const lookEvery = 200 * time.Millisecond
 // errRemoved ends the run of a node that the cluster has removed.
 var errRemoved = errors.New("the cluster has removed this node")
 
+// startOverError ends the run of a server that gets a new member.
+type startOverError component.InitialCluster
+
+func (startOverError) Error() string { return "this server gets a new etcd member" }
+
 // Run runs the node that this machine is. A machine that is none waits until
 // `kuorum join` or a lab makes it one; one that the cluster removes stops its
 // components, puts its state away and waits again. Run blocks until ctx ends,
@@ -35,7 +40,15 @@ func Run(ctx context.Context, options Options) error {
 		if err != nil {
 			return err
 		}
-		if err := a.Run(ctx); !errors.Is(err, errRemoved) {
+		err = a.Run(ctx)
+		if initial, ok := errors.AsType[startOverError](err); ok {
+			options.Log.Warn("this server gets a new etcd member: the data of the old one is put away", "in", component.VarDir+"/left")
+			if err := membership.StartOver(component.EtcDir, component.VarDir, component.InitialCluster(initial)); err != nil {
+				return err
+			}
+			continue
+		}
+		if !errors.Is(err, errRemoved) {
 			return err
 		}
 		options.Log.Warn("the cluster has removed this node: its state is put away", "in", component.VarDir+"/left")

@@ -1,0 +1,143 @@
+package membership
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"net/http"
+	"os"
+	"path/filepath"
+
+	"kuorum/internal/agent"
+	"kuorum/internal/cluster"
+	"kuorum/internal/component"
+	"kuorum/internal/etcd"
+)
+
+const alarmCorrupt = "CORRUPT"
+
+// Rejoin gives a server of the cluster a new member in place of its own, whose
+// data it has lost or cannot trust: the old one is removed, a learner is added,
+// and the server's agent takes it from there as after a join. The quorum is
+// guarded as for a removal. It works while the alarm CORRUPT of that member
+// stops all writes.
+func (s *Service) Rejoin(ctx context.Context, r RejoinRequest) (component.InitialCluster, error) {
+	disk, err := Read(s.Dir) // etcd answers no reads during the alarm
+	if err != nil {
+		return component.InitialCluster{}, err
+	}
+	node, ok := disk.Spec.Node(r.Name)
+	if !ok || node.Role != cluster.RoleServer || r.Name == s.Self {
+		return component.InitialCluster{}, &cluster.Problem{
+			What: fmt.Sprintf("%s is no other server of this cluster", r.Name), Exit: cluster.ExitUsage,
+		}
+	}
+	if err := s.checkVoters(ctx, disk.Spec, r.Name); err != nil {
+		return component.InitialCluster{}, err
+	}
+	if _, err := s.guard(ctx, disk.Spec, node, false); err != nil {
+		return component.InitialCluster{}, err
+	}
+	if err := s.removeMember(ctx, node); err != nil {
+		return component.InitialCluster{}, err
+	}
+	if err := s.disarmRemoved(ctx); err != nil {
+		return component.InitialCluster{}, err
+	}
+	return s.addAgain(ctx, node)
+}
+
+// disarmRemoved takes back alarms of damage of members that are on the list no
+// more; etcd keeps them, and with them every write back.
+func (s *Service) disarmRemoved(ctx context.Context) error {
+	members, err := s.Etcd.Members(ctx)
+	if err != nil {
+		return err
+	}
+	listed := map[string]bool{}
+	for _, m := range members {
+		listed[m.ID] = true
+	}
+	alarms, err := s.Etcd.Alarms(ctx)
+	if err != nil {
+		return err
+	}
+	for _, a := range alarms {
+		if a.Kind == alarmCorrupt && !listed[a.Member] {
+			err = errors.Join(err, s.Etcd.Disarm(ctx, a))
+		}
+	}
+	return err
+}
+
+// addAgain notes a join of a node that is in cluster.yaml already, and adds its
+// learner.
+func (s *Service) addAgain(ctx context.Context, node cluster.Node) (component.InitialCluster, error) {
+	lease, err := s.Etcd.Grant(ctx, joinLife)
+	if err != nil {
+		return component.InitialCluster{}, err
+	}
+	under, err := encode(join{Name: node.Name, Role: node.Role, Address: node.Address, PeerURL: peerURL(node), Lease: lease, Replaces: true})
+	if err != nil {
+		return component.InitialCluster{}, err
+	}
+	_, err = s.Etcd.Commit(ctx, "note that "+node.Name+" joins again",
+		etcd.Change{Key: joinPrefix + node.Name, Value: under, Always: true},
+		etcd.Change{Key: alivePrefix + node.Name, Value: []byte("{}"), Lease: lease, Always: true})
+	if err != nil {
+		return component.InitialCluster{}, err
+	}
+	if err := s.addLearner(ctx, peerURL(node), lease); err != nil {
+		return component.InitialCluster{}, err
+	}
+	members, err := s.Etcd.Members(ctx)
+	if err != nil {
+		return component.InitialCluster{}, err
+	}
+	s.Log.Info("a server joins again", "node", node.Name)
+	return initialCluster(members, node), nil
+}
+
+// AskRejoin asks one server after the other to let self join again.
+func AskRejoin(ctx context.Context, agents *agent.Client, servers []cluster.Node, self string) (component.InitialCluster, error) {
+	var silent []error
+	for _, server := range servers {
+		if server.Name == self {
+			continue
+		}
+		var initial component.InitialCluster
+		limited, cancel := context.WithTimeout(ctx, admitPatience)
+		err := agents.Call(limited, server.Address, http.MethodPost, RejoinPath, RejoinRequest{Name: self}, &initial)
+		cancel()
+		problem, refused := errors.AsType[*cluster.Problem](err)
+		if err == nil || refused && problem.ExitCode() != cluster.ExitNoQuorum {
+			return initial, err
+		}
+		silent = append(silent, fmt.Errorf("%s: %s", server.Name, agent.Explain(err)))
+	}
+	return component.InitialCluster{}, &cluster.Problem{
+		What: "no other server can let " + self + " join again", Err: errors.Join(silent...),
+		Do: "kuorum status", Exit: cluster.ExitNoQuorum,
+	}
+}
+
+// StartOver gives the node's etcd a new beginning: its data is moved aside, and it starts as a learner of
+// the cluster that initial describes. Nothing of the node may run.
+func StartOver(dir, data string, initial component.InitialCluster) error {
+	disk, err := Read(dir)
+	if err != nil {
+		return err
+	}
+	disk.Initial, disk.Joining = initial, true
+	if err := disk.Write(dir); err != nil {
+		return err
+	}
+	left := filepath.Join(data, leftDir, "etcd")
+	if err := errors.Join(os.RemoveAll(left), os.MkdirAll(filepath.Dir(left), 0o700)); err != nil {
+		return fmt.Errorf("cannot move etcd's data aside: %w", err)
+	}
+	if err := os.Rename(filepath.Join(data, "etcd"), left); err != nil && !errors.Is(err, os.ErrNotExist) {
+		return fmt.Errorf("cannot move etcd's data aside: %w", err)
+	}
+	return nil
+}
