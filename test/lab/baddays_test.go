@@ -1,0 +1,136 @@
+//go:build lab
+
+package lab_test
+
+import (
+	"bytes"
+	"errors"
+	"fmt"
+	"maps"
+	"os"
+	"path/filepath"
+	"strconv"
+	"strings"
+	"testing"
+	"time"
+)
+
+// TestTwoOfThreeServersOff: without a quorum writes are refused soon and in
+// words, reads that need none are served, and everything comes back by itself.
+func TestTwoOfThreeServersOff(t *testing.T) {
+	l := threeServers(t)
+	l.kubectl(t, "create", "configmap", "before", "--from-literal=a=b")
+	defer l.kubectl(t, "delete", "configmap", "before")
+	on := func(args ...string) []string { return append([]string{"-c", l.name, "kubectl"}, args...) }
+	for _, name := range []string{"cp1", "cp2"} {
+		l.run(t, "lab", "stop", "--power", "--force-quorum-loss", name)
+	}
+	const soon = 20 * time.Second
+	begin := time.Now()
+	if r := try(t, on("create", "configmap", "during", "--from-literal=a=b", "--request-timeout=60s")...); r.code == 0 || time.Since(begin) > soon || r.talk == "" {
+		t.Errorf("a write ended with %d after %v: %s", r.code, time.Since(begin), r.talk)
+	}
+	eventually(t, soon, func() error {
+		r := try(t, on("get", "--raw", "/api/v1/namespaces/default/configmaps/before?resourceVersion=0")...)
+		if r.code != 0 || !strings.Contains(r.out, `"a":"b"`) {
+			return fmt.Errorf("a read from the cache ended with %d: %s", r.code, r.talk)
+		}
+		return nil
+	})
+	l.awaitStatus(t, "no quorum", "no-quorum ", "node-unreachable cp1", "node-unreachable cp2")
+	l.run(t, "lab", "start", "--wait=false", "cp2")
+	eventually(t, 90*time.Second, func() error {
+		if r := try(t, on("create", "configmap", "after", "--from-literal=a=b")...); r.code != 0 {
+			return errors.New(r.talk)
+		}
+		return nil
+	})
+	l.run(t, "lab", "start", "cp1")
+	l.kubectl(t, "delete", "configmap", "after")
+	l.awaitReady(t)
+}
+
+// TestComponentThatDiesEverySecond: it is started again with pauses, the status
+// says so, and no other component notices.
+func TestComponentThatDiesEverySecond(t *testing.T) {
+	l := threeServers(t)
+	const victim = "kube-scheduler"
+	before := l.machine(t, "cp2").pids()
+	killed := 0
+	eventually(t, time.Minute, func() error {
+		m := l.machine(t, "cp2")
+		if pid := m.pids()[victim]; pid > 0 {
+			if r := try(t, "-c", l.name, "lab", "console", "cp2", "--", "kill", "-9", strconv.Itoa(pid)); r.code == 0 {
+				killed++
+			}
+		}
+		for _, cause := range l.status(t).causes() {
+			if cause == "component-crash-loop cp2" && killed > 3 {
+				return nil
+			}
+		}
+		return fmt.Errorf("killed %d times, the status has %q", killed, l.status(t).causes())
+	})
+	for _, f := range l.status(t).Findings {
+		if f.Code == "component-crash-loop" && (!strings.Contains(f.What, victim) || !strings.Contains(f.Do, "kuorum logs cp2 "+victim)) {
+			t.Errorf("it says %q, %q", f.What, f.Do)
+		}
+	}
+	l.awaitReady(t)
+	after := l.machine(t, "cp2").pids()
+	delete(before, victim)
+	delete(after, victim)
+	if !maps.Equal(before, after) {
+		t.Errorf("others were restarted: %v became %v", before, after)
+	}
+}
+
+// TestFlippedByte: a member whose database was damaged on its disk takes no part,
+// the others go on, and one command gives it a new copy of the data.
+func TestFlippedByte(t *testing.T) {
+	l := threeServers(t)
+	marker := strings.Repeat("flip-this-byte-", 40)
+	l.kubectl(t, "create", "configmap", "marker", "--from-literal=text="+marker)
+	defer l.kubectl(t, "delete", "configmap", "marker")
+	l.run(t, "lab", "stop", "cp3")
+	flip(t, filepath.Join(tests.dir, "labs", l.name, "machines/cp3/var/lib/kuorum/etcd/member/snap/db"), marker)
+	l.run(t, "lab", "start", "--wait=false", "cp3")
+	eventually(t, time.Minute, func() error {
+		for _, f := range l.status(t).Findings {
+			if f.Node == "cp3" && (f.Code == "component-crash-loop" || f.Code == "etcd-corrupt") {
+				return nil
+			}
+		}
+		return fmt.Errorf("the status has %q", l.status(t).Findings)
+	})
+	if log := l.run(t, "logs", "cp3", "etcd", "--tail", "200"); !strings.Contains(log, "corrupt") && !strings.Contains(log, "inconsistency") {
+		t.Error("etcd's log does not say that its data is damaged")
+	}
+	l.kubectl(t, "create", "configmap", "meanwhile", "--from-literal=a=b")
+	l.kubectl(t, "delete", "configmap", "meanwhile")
+	l.run(t, "etcd", "rebuild", "cp3")
+	l.awaitReady(t)
+	if s := l.status(t); s.Quorum.Healthy != 3 || len(s.causes()) > 0 {
+		t.Errorf("after that: %+v, %q", s.Quorum, s.Findings)
+	}
+	text := l.run(t, "etcdctl", "--endpoints=https://198.18.0.13:2379", "get", "/registry/configmaps/default/marker", "--consistency=s")
+	if !strings.Contains(text, marker) {
+		t.Error("the new member does not have what the others have")
+	}
+}
+
+// flip changes one byte of each copy of the marker in a file.
+func flip(t *testing.T, path, marker string) {
+	t.Helper()
+	data, err := os.ReadFile(path)
+	if err != nil {
+		t.Fatal(err)
+	}
+	damaged := bytes.ReplaceAll(data, []byte(marker), []byte("F"+marker[1:]))
+	if bytes.Equal(damaged, data) {
+		t.Fatal("the marker is not in the database")
+	}
+	if err := os.WriteFile(path, damaged, 0o600); err != nil {
+		t.Fatal(err)
+	}
+}
