@@ -126,9 +126,9 @@ type join struct {
 	PeerURL string       `json:"peerURL,omitempty"` // of its member, if it gets one
 	Token   string       `json:"token"`             // ID
 	Lease   int64        `json:"lease"`
-	// Replaces tells that the node was in cluster.yaml before, and stays
-	// there when the join fails.
-	Replaces bool `json:"replaces,omitempty"`
+	// Replaces is the node of that name that was in cluster.yaml before, and
+	// is there again when the join fails; nil: none.
+	Replaces *cluster.Node `json:"replaces,omitempty"`
 }
 
 // joins lists those under way, by name, with the revisions of their records.

@@ -145,50 +145,84 @@ func (s *Service) removeSettled(ctx context.Context, id string) error {
 	}
 }
 
-// removeDead makes room for a join under the name of a node that is dead.
-func (s *Service) removeDead(ctx context.Context, name string) error {
+// removeDead makes room for a join under the name of a node that is dead, and
+// returns that node. Without a name there is none any more: it was of an earlier
+// attempt.
+func (s *Service) removeDead(ctx context.Context, name string) (cluster.Node, error) {
 	spec, err := s.Register.Spec(ctx)
 	if err != nil {
-		return err
+		return cluster.Node{}, err
 	}
 	node, _ := spec.Node(name)
 	if node.Role != cluster.RoleServer {
-		return nil
+		return node, nil
 	}
 	if _, err := s.guard(ctx, spec, node, false); err != nil {
-		return err
+		return node, err
 	}
-	return s.removeMember(ctx, node)
+	return node, s.removeMember(ctx, node)
 }
 
-// takeBack undoes a join that did not come to its end: its learner goes, and
-// its node, unless that was there before. No join of that name is no error.
-func (s *Service) takeBack(ctx context.Context, name string) error {
+// takeBackIf undoes the join of that name if there is one and it is the one
+// that is meant.
+func (s *Service) takeBackIf(ctx context.Context, name string, meant func(join) bool) error {
 	joins, revisions, err := s.Register.joins(ctx)
 	if err != nil {
 		return err
 	}
 	j, ok := joins[name]
-	if !ok {
+	if !ok || !meant(j) {
 		return nil
 	}
+	return s.takeBack(ctx, j, revisions[name])
+}
+
+// errSettled tells that a join has come to its end, or made room for another
+// one, before it was taken back.
+var errSettled = errors.New("the join has come to its end")
+
+// takeBack undoes a join that did not come to its end: its learner goes, and
+// its node, in whose place one is put back that was there before. Where the
+// join's record is not the one of that revision any more there is nothing to
+// undo, which is no error.
+func (s *Service) takeBack(ctx context.Context, j join, revision int64) error {
 	voter, err := s.removeLearner(ctx, j)
 	if err != nil {
 		return err
 	}
-	_, err = s.Register.edit(ctx, "take back the join of "+name, func(spec *cluster.Spec) (*cluster.Spec, []etcd.Change, error) {
-		changes := forget(name)
-		changes[0].Always, changes[0].If = false, revisions[name]
-		if j.Replaces || voter {
+	_, err = s.Register.edit(ctx, "take back the join of "+j.Name, func(spec *cluster.Spec) (*cluster.Spec, []etcd.Change, error) {
+		_, revisions, err := s.Register.joins(ctx)
+		if err != nil {
+			return nil, nil, err
+		}
+		if revisions[j.Name] != revision {
+			return nil, nil, errSettled
+		}
+		changes := forget(j.Name)
+		changes[0].Always, changes[0].If = false, revision
+		if voter {
 			return spec, changes, nil
 		}
-		next, err := spec.Without(name)
+		next, err := before(spec, j)
 		return next, changes, err
 	})
+	if errors.Is(err, errSettled) {
+		return nil
+	}
 	if err == nil {
-		s.Log.Warn("a join was taken back", "node", name, "votes", voter)
+		s.Log.Warn("a join was taken back", "node", j.Name, "votes", voter)
 	}
 	return err
+}
+
+// before is the spec without what a join changed in it.
+func before(spec *cluster.Spec, j join) (*cluster.Spec, error) {
+	if j.Replaces != nil {
+		if next, err := spec.With(*j.Replaces); err == nil {
+			return next, nil
+		} // somebody has its address now
+	}
+	return spec.Without(j.Name)
 }
 
 // removeLearner removes the learner of a join. One that votes already stays:
@@ -243,7 +277,7 @@ func (s *Service) sweep(ctx context.Context) error {
 	if own := s.Etcd.Status(ctx); own.Error != "" || own.Leader != own.ID {
 		return nil
 	}
-	joins, _, err := s.Register.joins(ctx)
+	joins, revisions, err := s.Register.joins(ctx)
 	if err != nil || len(joins) == 0 {
 		return err
 	}
@@ -251,9 +285,9 @@ func (s *Service) sweep(ctx context.Context) error {
 	if err != nil {
 		return err
 	}
-	for name := range joins {
+	for name, j := range joins {
 		if !alive[name] {
-			err = errors.Join(err, s.takeBack(ctx, name))
+			err = errors.Join(err, s.takeBack(ctx, j, revisions[name]))
 		}
 	}
 	return err

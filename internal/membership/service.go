@@ -73,14 +73,17 @@ func (s *Service) check(ctx context.Context, r Request) (spec *cluster.Spec, rep
 	if spec, err = s.Register.Spec(ctx); err != nil {
 		return nil, false, err
 	}
-	if _, err := spec.With(r.node()); err != nil {
-		return nil, false, err
+	if r.Address == "" { // With would give it one
+		return nil, false, &cluster.Problem{What: "the request is malformed", Why: "it has no address of the machine", Exit: cluster.ExitUsage}
 	}
 	if known, ok := spec.Node(r.Name); ok {
 		replaces = true
 		if err := s.checkReplacement(ctx, known, r); err != nil {
 			return nil, false, err
 		}
+	}
+	if _, err := spec.With(r.node()); err != nil {
+		return nil, false, err
 	}
 	if r.Role == cluster.RoleServer {
 		return spec, replaces, s.checkVoters(ctx, spec, r.Name)
@@ -95,24 +98,24 @@ func (r Request) node() cluster.Node {
 // checkReplacement refuses to replace a node that lives, or by another kind.
 func (s *Service) checkReplacement(ctx context.Context, known cluster.Node, r Request) error {
 	if known.Role != r.Role {
-		return &cluster.Problem{
-			What: fmt.Sprintf("%s is a %s of this cluster, not a %s", r.Name, known.Role, r.Role),
-			Do:   "kuorum node remove " + r.Name + ", or join under another name", Exit: cluster.ExitRefused,
-		}
+		return nameTaken(fmt.Sprintf("%s is a %s of this cluster, not a %s", r.Name, known.Role, r.Role), "", r.Name)
 	}
 	if report := s.Agents.Report(ctx, known); report.Error == "" {
-		return &cluster.Problem{
-			What: r.Name + " is a node of this cluster, and it is alive",
-			Why:  "its agent answers at " + known.Address,
-			Do:   "kuorum node remove " + r.Name + ", or join under another name", Exit: cluster.ExitRefused,
-		}
+		return nameTaken(r.Name+" is a node of this cluster, and it is alive", "its agent answers at "+known.Address, r.Name)
 	}
 	return nil
 }
 
+func nameTaken(what, why, name string) error {
+	return &cluster.Problem{
+		What: what, Why: why, Do: "kuorum node remove " + name + ", or join under another name", Exit: cluster.ExitRefused,
+	}
+}
+
 // Join lets a machine in: its node is written to cluster.yaml, its etcd member
 // is added as a learner, and it gets what it needs to start. Whatever fails,
-// nothing is left of it; when the machine is silent for 30 s, the same.
+// nothing is left of it; when the machine is silent for 30 s, the same. An
+// earlier attempt of the machine makes room, another machine's does not.
 func (s *Service) Join(ctx context.Context, r Request) (Admission, error) {
 	_, replaces, err := s.check(ctx, r)
 	if err != nil {
@@ -122,40 +125,56 @@ func (s *Service) Join(ctx context.Context, r Request) (Admission, error) {
 	if err != nil {
 		return Admission{}, err
 	}
-	if err := s.takeBack(ctx, r.Name); err != nil { // an earlier attempt
+	token, err := pki.ParseToken(r.Token)
+	if err != nil {
 		return Admission{}, err
 	}
+	earlier := func(j join) bool { return j.Token == token.ID || j.Address == r.Address }
+	if err := s.takeBackIf(ctx, r.Name, earlier); err != nil {
+		return Admission{}, err
+	}
+	if err := s.noOtherJoin(ctx, r.Name); err != nil {
+		return Admission{}, err
+	}
+	var dead cluster.Node
 	if replaces {
-		if err := s.removeDead(ctx, r.Name); err != nil {
+		if dead, err = s.removeDead(ctx, r.Name); err != nil {
 			return Admission{}, err
 		}
 	}
-	admission, err := s.admit(ctx, set, r)
+	lease, err := s.Etcd.Grant(ctx, joinLife)
+	if err != nil {
+		return Admission{}, err
+	}
+	admission, err := s.admit(ctx, set, attempt{Request: r, lease: lease, dead: dead})
 	if err != nil {
 		undo, cancel := context.WithTimeout(context.WithoutCancel(ctx), 10*time.Second)
 		defer cancel()
-		return Admission{}, errors.Join(err, s.takeBack(undo, r.Name))
+		return Admission{}, errors.Join(err, s.takeBackIf(undo, r.Name, func(j join) bool { return j.Lease == lease }))
 	}
 	s.Log.Info("a machine joins", "node", r.Name, "role", r.Role, "address", r.Address)
 	return admission, nil
 }
 
-func (s *Service) admit(ctx context.Context, set *pki.Set, r Request) (Admission, error) {
-	lease, err := s.Etcd.Grant(ctx, joinLife)
+// attempt is a request that was checked.
+type attempt struct {
+	Request
+	lease int64
+	dead  cluster.Node // the node that it may replace; without a name: none
+}
+
+func (s *Service) admit(ctx context.Context, set *pki.Set, a attempt) (Admission, error) {
+	spec, err := s.enter(ctx, a)
 	if err != nil {
 		return Admission{}, err
 	}
-	spec, err := s.enter(ctx, r, lease)
-	if err != nil {
-		return Admission{}, err
-	}
-	node, _ := spec.Node(r.Name)
+	node, _ := spec.Node(a.Name)
 	set.LeafLife = time.Duration(spec.Spec.Certificates.Life)
-	if r.Role != cluster.RoleServer {
-		certificates, err := set.SignRequests(spec, node, r.Requests, time.Now())
+	if a.Role != cluster.RoleServer {
+		certificates, err := set.SignRequests(spec, node, a.Requests, time.Now())
 		return Admission{Spec: spec, Certificates: certificates, Trust: set.Trust()}, err
 	}
-	if err := s.addLearner(ctx, peerURL(node), lease); err != nil {
+	if err := s.addLearner(ctx, peerURL(node), a.lease); err != nil {
 		return Admission{}, err
 	}
 	members, err := s.Etcd.Members(ctx)
@@ -167,36 +186,68 @@ func (s *Service) admit(ctx context.Context, set *pki.Set, r Request) (Admission
 
 // enter writes the node and its join down, in one transaction with the use of
 // its token.
-func (s *Service) enter(ctx context.Context, r Request, lease int64) (*cluster.Spec, error) {
-	return s.Register.edit(ctx, "let "+r.Name+" join", func(spec *cluster.Spec) (*cluster.Spec, []etcd.Change, error) {
-		token, record, err := s.Register.token(ctx, r.Token, r.Name, r.Role, time.Now())
+func (s *Service) enter(ctx context.Context, a attempt) (*cluster.Spec, error) {
+	return s.Register.edit(ctx, "let "+a.Name+" join", func(spec *cluster.Spec) (*cluster.Spec, []etcd.Change, error) {
+		token, record, err := s.Register.token(ctx, a.Token, a.Name, a.Role, time.Now())
 		if err != nil {
 			return nil, nil, err
 		}
-		node := r.node()
-		known, replaces := spec.Node(r.Name)
-		node.Labels = known.Labels
+		replaced, err := s.stillFree(ctx, spec, a)
+		if err != nil {
+			return nil, nil, err
+		}
+		node := a.node()
+		if replaced != nil {
+			node.Labels = replaced.Labels
+		}
 		next, err := spec.With(node)
 		if err != nil {
 			return nil, nil, err
 		}
-		token.UsedBy = r.Name
+		token.UsedBy = a.Name
 		used, err := encode(token)
 		if err != nil {
 			return nil, nil, err
 		}
 		under, err := encode(join{
-			Name: r.Name, Role: r.Role, Address: r.Address, PeerURL: peerURL(node), Token: token.ID, Lease: lease, Replaces: replaces,
+			Name: a.Name, Role: a.Role, Address: a.Address, PeerURL: peerURL(node), Token: token.ID, Lease: a.lease, Replaces: replaced,
 		})
 		if err != nil {
 			return nil, nil, err
 		}
 		return next, []etcd.Change{
 			{Key: record.Key, Value: used, If: record.Revision, KeepLease: true},
-			{Key: joinPrefix + r.Name, Value: under},
-			{Key: alivePrefix + r.Name, Value: []byte("{}"), Lease: lease, Always: true},
+			{Key: joinPrefix + a.Name, Value: under},
+			{Key: alivePrefix + a.Name, Value: []byte("{}"), Lease: a.lease, Always: true},
 		}, nil
 	})
+}
+
+// stillFree refuses a name that another machine took since the request was
+// checked. It returns the node that the attempt replaces, nil for none.
+func (s *Service) stillFree(ctx context.Context, spec *cluster.Spec, a attempt) (*cluster.Node, error) {
+	if err := s.noOtherJoin(ctx, a.Name); err != nil {
+		return nil, err
+	}
+	known, ok := spec.Node(a.Name)
+	if !ok {
+		return nil, nil //nolint:nilnil // none is what was asked for
+	}
+	if known.Address != a.dead.Address || known.Role != a.Role {
+		return nil, nameTaken(a.Name+" has just become a node of this cluster", "another machine did so, at "+known.Address, a.Name)
+	}
+	return &known, nil
+}
+
+func (s *Service) noOtherJoin(ctx context.Context, name string) error {
+	joins, _, err := s.Register.joins(ctx)
+	if err != nil {
+		return err
+	}
+	if j, under := joins[name]; under {
+		return nameTaken(name+" is joining already", "another machine does so, at "+j.Address, name)
+	}
+	return nil
 }
 
 // addLearner waits while etcd is not ready for it, or another one joins.
@@ -210,7 +261,10 @@ func (s *Service) addLearner(ctx context.Context, url string, lease int64) error
 			return err
 		}
 		_, err := s.Etcd.AddLearner(limited, url)
-		if !errors.Is(err, etcd.ErrUnsettled) && !errors.Is(err, etcd.ErrTooManyLearners) {
+		// A member's ID is made of its URL and the second: one that was just
+		// removed cannot be added again within that second (ErrNoMember).
+		wait := errors.Is(err, etcd.ErrUnsettled) || errors.Is(err, etcd.ErrTooManyLearners) || errors.Is(err, etcd.ErrNoMember)
+		if !wait {
 			return err
 		}
 		select {
@@ -245,19 +299,21 @@ func initialCluster(members []cluster.EtcdMember, joining cluster.Node) componen
 	return component.InitialCluster{Members: strings.Join(list, ","), State: component.InitialExisting}
 }
 
-// Cancel takes a join back that its machine gives up.
+// Cancel takes a join back that its machine gives up. One that was begun with
+// another token is another machine's, and goes on.
 func (s *Service) Cancel(ctx context.Context, r Request) error {
-	if _, _, err := s.Register.token(ctx, r.Token, r.Name, r.Role, time.Now()); err != nil {
+	token, _, err := s.Register.token(ctx, r.Token, r.Name, r.Role, time.Now())
+	if err != nil {
 		return err
 	}
-	return s.takeBack(ctx, r.Name)
+	return s.takeBackIf(ctx, r.Name, func(j join) bool { return j.Token == token.ID })
 }
 
 // Progress takes a sign of life of a node that joins, and brings its join to
 // its end when it can: a learner that has caught up is promoted, a worker is
 // done once it is ready. A node whose join has come to its end is done.
 func (s *Service) Progress(ctx context.Context, r Report) (Progress, error) {
-	joins, _, err := s.Register.joins(ctx)
+	joins, revisions, err := s.Register.joins(ctx)
 	if err != nil {
 		return Progress{}, err
 	}
@@ -275,22 +331,32 @@ func (s *Service) Progress(ctx context.Context, r Report) (Progress, error) {
 	} else if !r.Ready {
 		return Progress{Waits: "its components are not ready"}, nil
 	}
-	_, err = s.Etcd.Commit(ctx, "finish the join of "+r.Name,
-		etcd.Change{Key: joinPrefix + r.Name, Always: true}, etcd.Change{Key: alivePrefix + r.Name, Always: true})
-	if err == nil {
-		s.Log.Info("a machine has joined", "node", r.Name)
+	done, err := s.Etcd.Commit(ctx, "finish the join of "+r.Name,
+		etcd.Change{Key: joinPrefix + r.Name, If: revisions[r.Name]}, etcd.Change{Key: alivePrefix + r.Name, Always: true})
+	if err != nil {
+		return Progress{}, err
 	}
-	return Progress{Done: err == nil, Percent: 100}, err
+	if !done { // another report, or the sweep, came first
+		return s.settled(ctx, r.Name)
+	}
+	s.Log.Info("a machine has joined", "node", r.Name)
+	return Progress{Done: true, Percent: 100}, nil
 }
 
 // settled is the progress of a node that has no join under way: it is in
-// cluster.yaml, or its join was taken back.
+// cluster.yaml and, as a server, votes; or its join was taken back.
 func (s *Service) settled(ctx context.Context, name string) (Progress, error) {
 	spec, err := s.Register.Spec(ctx)
 	if err != nil {
 		return Progress{}, err
 	}
-	if _, ok := spec.Node(name); ok {
+	node, in := spec.Node(name)
+	if in && node.Role == cluster.RoleServer { // one that it replaces may be in cluster.yaml still
+		if in, err = s.votes(ctx, node); err != nil {
+			return Progress{}, err
+		}
+	}
+	if in {
 		return Progress{Done: true, Percent: 100}, nil
 	}
 	return Progress{}, &cluster.Problem{
@@ -298,6 +364,13 @@ func (s *Service) settled(ctx context.Context, name string) (Progress, error) {
 		Why:  fmt.Sprintf("it gave no sign of life for %v, or the node was removed", joinLife),
 		Do:   "kuorum leave --force, then join again", Exit: cluster.ExitRefused,
 	}
+}
+
+func (s *Service) votes(ctx context.Context, node cluster.Node) (bool, error) {
+	members, err := s.Etcd.Members(ctx)
+	return slices.ContainsFunc(members, func(m cluster.EtcdMember) bool {
+		return !m.Learner && slices.Contains(m.PeerURLs, peerURL(node))
+	}), err
 }
 
 // promote gives the learner its vote when it has caught up.
