@@ -130,7 +130,7 @@ func hear(ctx context.Context, address, nonce string) error {
 	if err := conn.SetReadDeadline(time.Now().Add(dialPatience)); err != nil {
 		return err
 	}
-	line, err := bufio.NewReaderSize(conn, 64).ReadString('\n')
+	line, err := bufio.NewReader(io.LimitReader(conn, nonceLength+2)).ReadString('\n')
 	if err != nil || strings.TrimSpace(line) != nonce {
 		return errors.New("another machine answers there, or another program")
 	}
@@ -142,9 +142,21 @@ func dial(ctx context.Context, address string) (net.Conn, error) {
 	defer cancel()
 	conn, err := (&net.Dialer{}).DialContext(limited, "tcp", address)
 	if err != nil {
-		return nil, errors.New(agent.Explain(err))
+		return nil, errors.New(explainDial(err))
 	}
 	return conn, nil
+}
+
+// explainDial says in words why nobody answers at a port, whatever is behind it.
+func explainDial(err error) string {
+	var network net.Error
+	switch {
+	case errors.Is(err, syscall.ECONNREFUSED):
+		return "the machine answers, but refuses: nothing listens there, or a firewall says so"
+	case errors.Is(err, context.DeadlineExceeded), errors.As(err, &network) && network.Timeout():
+		return fmt.Sprintf("no answer within %v: the machine is off or cut off, or a firewall says nothing", dialPatience)
+	}
+	return agent.Explain(err)
 }
 
 // reachServers is nil when a joining machine reaches enough of the servers. One
