@@ -67,6 +67,7 @@ func (a *Agent) membersAPI() http.Handler {
 			return
 		}
 		writeJSON(w, nothing{})
+		_ = http.NewResponseController(w).Flush() // before the connection is closed, or the caller takes it for a failure
 		a.leave()
 	})
 	if a.server != nil {

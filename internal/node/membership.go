@@ -17,8 +17,12 @@ import (
 	"kuorum/internal/pki"
 )
 
-// maxRequest bounds what a caller may send.
-const maxRequest = 1 << 20
+const (
+	// maxRequest bounds what a caller may send, requestPatience how long that
+	// may take: some of them are strangers.
+	maxRequest      = 1 << 20
+	requestPatience = 10 * time.Second
+)
 
 // joinAPI is for machines that have a token and no certificate yet.
 func (s *server) joinAPI(mux *http.ServeMux) {
@@ -133,7 +137,7 @@ func serve[In, Out any](do func(*http.Request, In) (Out, error)) http.HandlerFun
 	return func(w http.ResponseWriter, r *http.Request) {
 		var in In
 		if r.Method == http.MethodPost {
-			if err := json.NewDecoder(http.MaxBytesReader(w, r.Body, maxRequest)).Decode(&in); err != nil {
+			if err := readJSON(w, r, &in); err != nil {
 				refuse(w, &cluster.Problem{What: "the request is malformed", Err: err, Exit: cluster.ExitUsage})
 				return
 			}
@@ -145,6 +149,19 @@ func serve[In, Out any](do func(*http.Request, In) (Out, error)) http.HandlerFun
 		}
 		writeJSON(w, out)
 	}
+}
+
+// readJSON reads what the caller sends. Its time is limited here, since a
+// server's ReadTimeout would also end requests that take long to answer.
+func readJSON(w http.ResponseWriter, r *http.Request, into any) error {
+	conn := http.NewResponseController(w)
+	if err := conn.SetReadDeadline(time.Now().Add(requestPatience)); err != nil {
+		return err
+	}
+	if err := json.NewDecoder(http.MaxBytesReader(w, r.Body, maxRequest)).Decode(into); err != nil {
+		return err
+	}
+	return conn.SetReadDeadline(time.Time{})
 }
 
 func refuse(w http.ResponseWriter, err error) {
