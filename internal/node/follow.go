@@ -42,11 +42,18 @@ func (a *Agent) followSpec(ctx context.Context) {
 // see takes what the node's own member says. That it is no node any more it
 // believes others only: a member may be behind.
 func (a *Agent) see(ctx context.Context, spec *cluster.Spec) {
-	if _, ok := spec.Node(a.machine.Node.Name); ok {
+	if a.isIn(spec) {
 		a.adopt(spec)
 		return
 	}
 	a.askSpec(ctx)
+}
+
+// isIn tells whether the cluster still has this very node. One of its name at
+// another address has replaced it: addresses are fixed for life.
+func (a *Agent) isIn(spec *cluster.Spec) bool {
+	n, ok := spec.Node(a.machine.Node.Name)
+	return ok && n.Address == a.machine.Node.Address
 }
 
 // askSpec asks one server after the other for what a quorum agrees on.
@@ -62,7 +69,7 @@ func (a *Agent) askSpec(ctx context.Context) {
 		if err != nil {
 			continue
 		}
-		if _, ok := spec.Node(a.machine.Node.Name); !ok {
+		if !a.isIn(&spec) {
 			a.leave()
 			return
 		}

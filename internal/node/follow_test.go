@@ -1,0 +1,103 @@
+package node
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"log/slog"
+	"math/rand/v2"
+	"net"
+	"net/http"
+	"net/http/httptest"
+	"strings"
+	"sync/atomic"
+	"testing"
+	"time"
+
+	"kuorum/internal/agent"
+	"kuorum/internal/cluster"
+	"kuorum/internal/component"
+	"kuorum/internal/membership"
+	"kuorum/internal/pki"
+)
+
+// TestAskSpec: a node leaves when a server says that the cluster has none of
+// its name and address, and never because nobody answers.
+func TestAskSpec(t *testing.T) {
+	t.Parallel()
+	spec, err := cluster.New("demo", 2, 1)
+	if err != nil {
+		t.Fatal(err)
+	}
+	set, err := pki.NewSet(time.Now())
+	if err != nil {
+		t.Fatal(err)
+	}
+	r := &routes{spec: spec, set: set}
+	cp2, _ := spec.Node("cp2")
+	w1, _ := spec.Node("w1")
+	local := fmt.Sprintf("127.%d.%d.", 2+rand.N(250), rand.N(256))
+	dial := func(ctx context.Context, address string) (net.Conn, error) {
+		return (&net.Dialer{}).DialContext(ctx, "tcp", strings.Replace(address, "198.18.0.", local, 1))
+	}
+	var says atomic.Pointer[cluster.Spec]
+	mux := http.NewServeMux()
+	mux.HandleFunc("GET "+membership.SpecPath, serve(func(*http.Request, nothing) (*cluster.Spec, error) {
+		if s := says.Load(); s != nil {
+			return s, nil
+		}
+		return nil, &cluster.Problem{What: "no quorum", Exit: cluster.ExitNoQuorum}
+	}))
+	web := httptest.NewUnstartedServer(mux) // cp2's; cp1 is off
+	if err := web.Listener.Close(); err != nil {
+		t.Fatal(err)
+	}
+	if web.Listener, err = net.Listen("tcp", fmt.Sprintf("%s12:%d", local, agent.Port)); err != nil {
+		t.Fatal(err)
+	}
+	if web.TLS, err = pki.ServerTLS(set.Agents.Pair().Cert, r.pair(t, cp2)); err != nil {
+		t.Fatal(err)
+	}
+	web.StartTLS()
+	t.Cleanup(web.Close)
+	config, err := pki.ClientTLS(set.Agents.Pair().Cert, r.pair(t, w1), "")
+	if err != nil {
+		t.Fatal(err)
+	}
+	moved := w1
+	moved.Address = "198.18.0.150"
+	replaced, err := spec.With(moved)
+	without, other := spec.Without("w1")
+	if err := errors.Join(err, other); err != nil {
+		t.Fatal(err)
+	}
+	for _, test := range []struct {
+		name  string
+		says  *cluster.Spec
+		leave bool
+	}{
+		{"no quorum", nil, false},
+		{"as before", spec, false},
+		{"removed", without, true},
+		{"replaced by another machine", replaced, true},
+	} {
+		says.Store(test.says)
+		a := &Agent{
+			options: Options{Log: slog.New(slog.DiscardHandler)}, machine: component.Machine{Spec: spec, Node: w1},
+			agents: agent.NewClient(config, dial), removed: make(chan struct{}),
+		}
+		a.spec.Store(spec)
+		for range 2 { // twice is as good as once
+			a.askSpec(t.Context())
+		}
+		left := false
+		select {
+		case <-a.removed:
+			left = true
+		default:
+		}
+		if left != test.leave {
+			t.Errorf("%s: it leaves: %v", test.name, left)
+		}
+	}
+}
