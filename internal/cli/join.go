@@ -4,9 +4,11 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"io/fs"
 	"net"
 	"net/http"
 	"os"
+	"syscall"
 	"time"
 
 	"github.com/spf13/cobra"
@@ -159,10 +161,23 @@ func (a *app) leaveAlone(ctx context.Context) error {
 	if err == nil {
 		err = agents.Call(ctx, "127.0.0.1", http.MethodPost, membership.LeavePath, nil, nil)
 	}
-	if err == nil {
+	switch {
+	case err == nil:
 		return awaitLeft(ctx)
+	case noAgent(err):
+		return membership.Leave(component.EtcDir, component.VarDir)
 	}
-	return membership.Leave(component.EtcDir, component.VarDir)
+	return &cluster.Problem{
+		What: "this node cannot be put away", Err: err,
+		Why: "its agent may still run, and etcd's data must not be moved under it",
+		Do:  "sudo, or stop the agent, then again: kuorum leave --force",
+	}
+}
+
+// noAgent tells that nobody listens at the agent's port, or that the machine
+// has no keys to ask with: whatever else is wrong, an agent may run.
+func noAgent(err error) bool {
+	return errors.Is(err, syscall.ECONNREFUSED) || errors.Is(err, fs.ErrNotExist)
 }
 
 // awaitLeft waits until the agent has put the node away.

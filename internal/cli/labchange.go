@@ -109,7 +109,20 @@ func (n *labAddition) join(ctx context.Context) error {
 	}
 	undo, cancel := context.WithTimeout(context.WithoutCancel(ctx), 30*time.Second)
 	defer cancel()
+	if left := dropNode(undo, n.target, n.node.Name); left != nil {
+		return errors.Join(err, left) // its machine stays: it may vote
+	}
 	return errors.Join(err, n.lab.RemoveMachine(undo, n.node.Name))
+}
+
+// dropNode takes a node out of the cluster that may have come to be in it, so
+// that no member is left without a machine.
+func dropNode(ctx context.Context, t target, name string) error {
+	_, err := askRemoval(ctx, t, removal{name: name}, false)
+	if problem, ok := errors.AsType[*cluster.Problem](err); ok && problem.ExitCode() == cluster.ExitUsage {
+		return nil // it is no node
+	}
+	return err
 }
 
 // joinOnMachine runs on a machine what its user would type there.

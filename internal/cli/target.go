@@ -54,6 +54,12 @@ func (t target) call(ctx context.Context, method, path string, in, out any, but 
 		}
 		silent = append(silent, n.Name+": "+agent.Explain(err))
 	}
+	if len(silent) == 0 {
+		return &cluster.Problem{
+			What: strings.Join(but, ", ") + " is the only server", Why: "no other could take its part, or tell the end",
+			Do: "let another server join first: kuorum token create", Exit: cluster.ExitRefused,
+		}
+	}
 	return &cluster.Problem{
 		What: "no server of the cluster can do that now", Why: strings.Join(silent, "\n"),
 		Do: "kuorum status", Exit: cluster.ExitNoQuorum,

@@ -77,7 +77,7 @@ func (s *Service) addAgain(ctx context.Context, node cluster.Node) (component.In
 	if err != nil {
 		return component.InitialCluster{}, err
 	}
-	under, err := encode(join{Name: node.Name, Role: node.Role, Address: node.Address, PeerURL: peerURL(node), Lease: lease, Replaces: true})
+	under, err := encode(join{Name: node.Name, Role: node.Role, Address: node.Address, PeerURL: peerURL(node), Lease: lease, Replaces: &node})
 	if err != nil {
 		return component.InitialCluster{}, err
 	}

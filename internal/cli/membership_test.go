@@ -1,0 +1,208 @@
+package cli
+
+import (
+	"encoding/json"
+	"errors"
+	"fmt"
+	"io/fs"
+	"math/rand/v2"
+	"net"
+	"net/http"
+	"net/http/httptest"
+	"slices"
+	"strings"
+	"sync"
+	"syscall"
+	"testing"
+	"time"
+
+	"kuorum/internal/agent"
+	"kuorum/internal/cluster"
+	"kuorum/internal/membership"
+	"kuorum/internal/pki"
+)
+
+func TestNextName(t *testing.T) {
+	spec := &cluster.Spec{Spec: cluster.Body{Nodes: []cluster.Node{{Name: "cp1"}, {Name: "cp3"}, {Name: "w2"}}}}
+	for role, want := range map[cluster.Role]string{cluster.RoleServer: "cp2", cluster.RoleWorker: "w1"} {
+		if got := nextName(spec, role); got != want {
+			t.Errorf("the next %s is %s", role, got)
+		}
+	}
+}
+
+func TestTokenState(t *testing.T) {
+	now := time.Date(2026, 1, 2, 3, 4, 5, 0, time.UTC)
+	for want, token := range map[string]membership.Token{
+		"for 1m30s": {Expires: now.Add(90*time.Second + time.Millisecond)},
+		"used":      {Expires: now.Add(time.Second), UsedBy: "w1"},
+		"expired":   {Expires: now, UsedBy: "w1"},
+	} {
+		if got := tokenState(token, now); got != want {
+			t.Errorf("got %q, want %q", got, want)
+		}
+	}
+}
+
+// TestJoinLine: what is printed is what `kuorum join` takes.
+func TestJoinLine(t *testing.T) {
+	line := joinLine(membership.NewToken{
+		Token: membership.Token{ID: "i", Role: cluster.RoleWorker}, Secret: "i.s", Pin: "sha256:0", Server: "10.0.0.1",
+	})
+	if line != "kuorum join 10.0.0.1 --role worker --token i.s --pin sha256:0" {
+		t.Errorf("got %q", line)
+	}
+	a, _, _ := testApp(t, nil)
+	cmd := a.joinCommand()
+	if err := cmd.ParseFlags(strings.Fields(line)[2:]); err != nil || cmd.ValidateRequiredFlags() != nil || !slices.Equal(cmd.Flags().Args(), []string{"10.0.0.1"}) {
+		t.Errorf("%v, arguments %q", err, cmd.Flags().Args())
+	}
+}
+
+// TestNoAgent: whatever does not prove that nobody listens may be an agent
+// whose etcd must not lose its data.
+func TestNoAgent(t *testing.T) {
+	for err, want := range map[error]bool{
+		&net.OpError{Op: "dial", Err: syscall.ECONNREFUSED}: true,
+		fmt.Errorf("keys: %w", fs.ErrNotExist):              true,
+		fmt.Errorf("keys: %w", fs.ErrPermission):            false,
+		errors.New("EOF"):                                   false,
+		&cluster.Problem{What: "only the node itself"}:      false,
+	} {
+		if got := noAgent(err); got != want {
+			t.Errorf("%v: %v", err, got)
+		}
+	}
+}
+
+// fakeServers are agents of a cluster of three, of which each answers as it is
+// told to, or not at all.
+type fakeServers struct {
+	target target
+	mu     sync.Mutex
+	asked  []string
+	tells  map[string]error // nil: it does what it is asked
+}
+
+func newFakeServers(t *testing.T, live ...string) *fakeServers {
+	t.Helper()
+	spec, err := cluster.New("demo", 3, 1)
+	if err != nil {
+		t.Fatal(err)
+	}
+	set, err := pki.NewSet(time.Now())
+	if err != nil {
+		t.Fatal(err)
+	}
+	local := fmt.Sprintf("127.%d.%d.", 2+rand.N(250), rand.N(256))
+	for i := range spec.Spec.Nodes {
+		spec.Spec.Nodes[i].Address = fmt.Sprintf("%s%d", local, 11+i)
+	}
+	admin, err := set.AgentClientPair("test", time.Now())
+	if err != nil {
+		t.Fatal(err)
+	}
+	config, err := pki.ClientTLS(set.Agents.Pair().Cert, admin, "")
+	if err != nil {
+		t.Fatal(err)
+	}
+	agents := agent.NewClient(config, nil)
+	f := &fakeServers{target: target{spec: spec, agents: func() (*agent.Client, error) { return agents, nil }}, tells: map[string]error{}}
+	for _, name := range live {
+		f.serve(t, set, name)
+	}
+	return f
+}
+
+func (f *fakeServers) serve(t *testing.T, set *pki.Set, name string) {
+	t.Helper()
+	n, _ := f.target.spec.Node(name)
+	files, err := set.NodeFiles(f.target.spec, n, time.Now())
+	if err != nil {
+		t.Fatal(err)
+	}
+	var own pki.Pair
+	for _, file := range files {
+		switch file.Path {
+		case "pki/agent.crt":
+			own.Cert = file.Data
+		case "pki/agent.key":
+			own.Key = file.Data
+		}
+	}
+	web := httptest.NewUnstartedServer(http.HandlerFunc(func(w http.ResponseWriter, _ *http.Request) {
+		f.mu.Lock()
+		defer f.mu.Unlock()
+		f.asked = append(f.asked, name)
+		if err := f.tells[name]; err != nil {
+			refusal, code := agent.Refuse(err)
+			w.WriteHeader(code)
+			_ = json.NewEncoder(w).Encode(refusal) // the caller has gone
+			return
+		}
+		_ = json.NewEncoder(w).Encode(name) // as above
+	}))
+	if err := web.Listener.Close(); err != nil {
+		t.Fatal(err)
+	}
+	if web.Listener, err = net.Listen("tcp", fmt.Sprintf("%s:%d", n.Address, agent.Port)); err != nil {
+		t.Fatal(err)
+	}
+	if web.TLS, err = pki.ServerTLS(set.Agents.Pair().Cert, own); err != nil {
+		t.Fatal(err)
+	}
+	web.StartTLS()
+	t.Cleanup(web.Close)
+}
+
+// TestCall: servers are asked in turn, until one does it or refuses.
+func TestCall(t *testing.T) {
+	t.Parallel()
+	noQuorum := &cluster.Problem{What: "no quorum", Exit: cluster.ExitNoQuorum}
+	refused := &cluster.Problem{What: "no", Exit: cluster.ExitRefused}
+	for _, test := range []struct {
+		name  string
+		live  string
+		tells map[string]error
+		but   []string
+		asked string
+		code  int
+		says  string
+	}{
+		{"the first", "cp1 cp2 cp3 w1", nil, nil, "cp1", 0, ""},
+		{"not that one", "cp1 cp2 cp3", nil, []string{"cp1"}, "cp2", 0, ""},
+		{"the first is off", "cp2 cp3", nil, nil, "cp2", 0, ""},
+		{"without quorum", "cp1 cp2 cp3", map[string]error{"cp1": noQuorum}, nil, "cp1 cp2", 0, ""},
+		{"a refusal is the end", "cp1 cp2", map[string]error{"cp1": refused}, nil, "cp1", cluster.ExitRefused, "no"},
+		{"nobody can", "cp1 w1", map[string]error{"cp1": noQuorum}, nil, "cp1", cluster.ExitNoQuorum, "cp2: the machine answers, but its agent does not run; cp3"},
+		{"nobody is left", "cp1", nil, []string{"cp1", "cp2", "cp3"}, "", cluster.ExitRefused, "is the only server"},
+	} {
+		t.Run(test.name, func(t *testing.T) {
+			t.Parallel()
+			f := newFakeServers(t, strings.Fields(test.live)...)
+			f.tells = test.tells
+			got := ""
+			err := f.target.call(t.Context(), http.MethodPost, "/x", "in", &got, test.but...)
+			asked := strings.Join(f.asked, " ")
+			if asked != test.asked || exitOf(err) != test.code || err != nil && !strings.Contains(err.Error(), test.says) {
+				t.Errorf("asked %q: %v", asked, err)
+			}
+			if err == nil && !strings.HasSuffix(asked, got) {
+				t.Errorf("%q did it, and %q answered", asked, got)
+			}
+		})
+	}
+}
+
+// TestDropNode: a machine that never came to be a node may be taken away, one
+// that the cluster does not let go may not.
+func TestDropNode(t *testing.T) {
+	t.Parallel()
+	for code, want := range map[int]int{cluster.ExitUsage: 0, cluster.ExitRefused: cluster.ExitRefused, cluster.ExitNoQuorum: cluster.ExitNoQuorum} {
+		f := newFakeServers(t, "cp1")
+		f.tells["cp1"] = &cluster.Problem{What: "told so", Exit: code}
+		if err := dropNode(t.Context(), f.target, "cp4"); exitOf(err) != want {
+			t.Errorf("exit code %d: %v", code, err)
+		}
+	}
+}
