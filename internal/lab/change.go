@@ -160,10 +160,10 @@ func (d *daemon) drop(ctx context.Context, m *Machine) error {
 	if err := m.PowerOff(ctx); err != nil {
 		return err
 	}
-	d.setMachines(slices.DeleteFunc(slices.Clone(d.list()), func(other *Machine) bool { return other == m }))
 	if err := d.change(spec); err != nil {
-		return err
+		return err // the machine is still listed, so that its removal can be asked for again
 	}
+	d.setMachines(slices.DeleteFunc(slices.Clone(d.list()), func(other *Machine) bool { return other == m }))
 	if err := os.RemoveAll(d.lab.machineDir(m.Node.Name)); err != nil {
 		return fmt.Errorf("cannot remove the disk of %s: %w", m.Node.Name, err)
 	}
