@@ -1,0 +1,230 @@
+package membership
+
+import (
+	"context"
+	"encoding/json"
+	"errors"
+	"fmt"
+	"net"
+	"net/http"
+	"net/http/httptest"
+	"os"
+	"path/filepath"
+	"strings"
+	"testing"
+	"time"
+
+	"kuorum/internal/agent"
+	"kuorum/internal/cluster"
+	"kuorum/internal/host"
+	"kuorum/internal/pki"
+)
+
+// village is servers' agents at addresses of the loopback, for a machine that
+// joins.
+type village struct {
+	spec *cluster.Spec
+	set  *pki.Set
+	pin  string
+}
+
+func newVillage(t *testing.T) *village {
+	t.Helper()
+	spec, err := cluster.New("demo", 3, 1)
+	must(t, err)
+	local := loopbackNet()
+	for i := range spec.Spec.Nodes {
+		spec.Spec.Nodes[i].Address = fmt.Sprintf("%s%d", local, 11+i)
+	}
+	set, err := pki.NewSet(time.Now())
+	must(t, err)
+	pin, err := pki.Pin(set.Agents.Pair().Cert)
+	must(t, err)
+	return &village{spec: spec, set: set, pin: pin}
+}
+
+// serve has the agent of a node answer a path.
+func (v *village) serve(t *testing.T, name, path string, answer func(json.RawMessage) (any, error)) {
+	t.Helper()
+	n, _ := v.spec.Node(name)
+	config, err := pki.ServerTLS(v.set.Agents.Pair().Cert, agentPair(t, v.set, v.spec, n))
+	must(t, err)
+	mux := http.NewServeMux()
+	mux.HandleFunc("POST "+path, func(w http.ResponseWriter, r *http.Request) {
+		var in json.RawMessage
+		if err := json.NewDecoder(r.Body).Decode(&in); err != nil {
+			t.Error(err)
+		}
+		out, err := answer(in)
+		if err != nil {
+			refusal, code := agent.Refuse(err)
+			w.WriteHeader(code)
+			out = refusal
+		}
+		_ = json.NewEncoder(w).Encode(out) // the caller has gone
+	})
+	server := httptest.NewUnstartedServer(mux)
+	must(t, server.Listener.Close())
+	if server.Listener, err = net.Listen("tcp", fmt.Sprintf("%s:%d", n.Address, agent.Port)); err != nil {
+		t.Fatal(err)
+	}
+	server.TLS = config
+	server.StartTLS()
+	t.Cleanup(server.Close)
+}
+
+func (v *village) joiner(servers ...string) *Joiner {
+	j := &Joiner{Token: "id.secret", Pin: v.pin, Node: cluster.Node{Name: "w9", Role: cluster.RoleWorker, Address: "127.0.0.9"}}
+	for _, name := range servers {
+		n, _ := v.spec.Node(name)
+		j.Servers = append(j.Servers, n.Address)
+	}
+	return j
+}
+
+// TestAsk: one server after the other, until one answers; a refusal is the end,
+// and nobody gets the token whose authority has another pin.
+func TestAsk(t *testing.T) {
+	t.Parallel()
+	v := newVillage(t)
+	plan := Plan{Cluster: "demo", Servers: v.spec.Servers()}
+	v.serve(t, "cp2", CheckPath, func(in json.RawMessage) (any, error) {
+		var r Request
+		if err := json.Unmarshal(in, &r); err != nil || r.Nonce != "n" || r.Token != "id.secret" || r.Name != "w9" || time.Since(r.Time) > time.Minute {
+			t.Errorf("asked with %+v, %v", r, err)
+		}
+		return plan, nil
+	})
+	v.serve(t, "cp3", CheckPath, func(json.RawMessage) (any, error) { return nil, refusedToken("because") })
+	j := v.joiner("cp1", "cp2", "cp3") // cp1 is off
+	if err := j.ask(t.Context(), "n"); err != nil || j.plan.Cluster != "demo" || j.server != j.Servers[1] {
+		t.Errorf("got %v, %+v from %s", err, j.plan, j.server)
+	}
+	wants(t, v.joiner("cp3", "cp2").ask(t.Context(), "n"), cluster.ExitRefused, "because")
+	wants(t, v.joiner("cp1").ask(t.Context(), "n"), cluster.ExitNoQuorum, "no server of the cluster answers: ")
+
+	j = v.joiner("cp2")
+	j.Pin = newVillage(t).pin
+	wants(t, j.ask(t.Context(), "n"), cluster.ExitNoQuorum, "another cluster, or somebody in between")
+	j.Pin = "sha256:0"
+	wants(t, j.ask(t.Context(), "n"), cluster.ExitUsage, "the pin of the authority cannot be used")
+}
+
+func TestCheckMachine(t *testing.T) {
+	t.Parallel()
+	v := newVillage(t)
+	j := v.joiner("cp1")
+	j.Dir, j.Data = filepath.Join(t.TempDir(), "etc"), filepath.Join(t.TempDir(), "var")
+	must(t, j.checkMachine(t.Context()))
+	must(t, os.MkdirAll(filepath.Join(j.Data, "etcd/member"), 0o700))
+	wants(t, j.checkMachine(t.Context()), cluster.ExitRefused, "has the data of an etcd member")
+	must(t, testDisk(t).Write(j.Dir))
+	wants(t, j.checkMachine(t.Context()), cluster.ExitRefused, "is node cp1 of cluster demo already")
+	must(t, os.Remove(filepath.Join(j.Dir, specFile)))
+	if err := j.checkMachine(t.Context()); err == nil || errors.Is(err, ErrNoNode) {
+		t.Errorf("a damaged node: %v", err)
+	}
+}
+
+// TestWorkersFiles: what a worker writes is complete, and its agent can ask
+// others with it. A cluster whose answer leaves it out is not believed.
+func TestWorkersFiles(t *testing.T) {
+	t.Parallel()
+	v := newVillage(t)
+	spec, err := cluster.New("demo", 1, 1)
+	must(t, err)
+	w1, _ := spec.Node("w1")
+	keys, err := pki.NewNodeKeys(cluster.RoleWorker)
+	must(t, err)
+	requests, err := keys.Requests()
+	must(t, err)
+	certificates, err := v.set.SignRequests(spec, w1, requests, time.Now())
+	must(t, err)
+	j := v.joiner("cp1")
+	j.Node, j.Dir, j.keys = w1, t.TempDir(), keys
+	j.admission = Admission{Spec: spec, Certificates: certificates, Trust: v.set.Trust()}
+	must(t, j.writeDisk())
+	got, err := Read(j.Dir)
+	if err != nil || got.Name != "w1" || !got.Joining {
+		t.Fatalf("got %+v, %v", got, err)
+	}
+	if _, err := NodeClient(j.Dir); err != nil {
+		t.Error(err)
+	}
+	if _, err := Keys(j.Dir); err == nil {
+		t.Error("a worker has the cluster's keys")
+	}
+	j.Node.Name = "w7"
+	if err := j.writeDisk(); err == nil || !strings.Contains(err.Error(), "has no node w7") {
+		t.Errorf("got %v", err)
+	}
+}
+
+// TestFinish asks the servers but itself until its join is done, was taken
+// back, or time is up.
+func TestFinish(t *testing.T) {
+	t.Parallel()
+	v := newVillage(t)
+	cp3, _ := v.spec.Node("cp3")
+	answers := make(chan any, 4)
+	v.serve(t, "cp2", ProgressPath, func(in json.RawMessage) (any, error) { // cp1 is off
+		var r Report
+		if err := json.Unmarshal(in, &r); err != nil || r.Name != "cp3" || !r.Ready {
+			t.Errorf("reported %+v, %v", r, err)
+		}
+		next := <-answers
+		if err, ok := next.(error); ok {
+			return nil, err
+		}
+		return next, nil
+	})
+	v.serve(t, "cp3", ProgressPath, func(json.RawMessage) (any, error) {
+		t.Error("it asks itself")
+		return Progress{Done: true}, nil
+	})
+	admin, err := v.set.AgentClientPair("test", time.Now())
+	must(t, err)
+	config, err := pki.ClientTLS(v.set.Agents.Pair().Cert, admin, "")
+	must(t, err)
+	var told []Progress
+	finish := func(ctx context.Context) error {
+		ready := func(context.Context) (cluster.NodeStatus, error) { return cluster.NodeStatus{Ready: true}, nil }
+		return Finish(ctx, agent.NewClient(config, nil), v.spec.Servers(), cp3, ready, func(p Progress) { told = append(told, p) })
+	}
+	answers <- &cluster.Problem{What: "no quorum", Exit: cluster.ExitNoQuorum} // goes away
+	answers <- Progress{Percent: 7, Waits: "it has not caught up"}
+	answers <- Progress{Done: true}
+	if err := finish(within(t)); err != nil || len(told) != 1 || told[0].Percent != 7 {
+		t.Errorf("got %v, told %+v", err, told)
+	}
+	answers <- &cluster.Problem{What: "taken back", Exit: cluster.ExitRefused}
+	wants(t, finish(within(t)), cluster.ExitRefused, "taken back")
+
+	ended, cancel := context.WithCancel(t.Context())
+	cancel()
+	wants(t, finish(ended), cluster.ExitTimeout, "it goes on by itself")
+}
+
+// TestKeys reads back a server's secrets, and misses each of them.
+func TestKeys(t *testing.T) {
+	t.Parallel()
+	set, err := pki.NewSet(time.Now())
+	must(t, err)
+	dir := t.TempDir()
+	for name, data := range set.Files() {
+		must(t, host.WriteFile(filepath.Join(dir, "pki", name), data, 0o600))
+	}
+	got, err := Keys(dir)
+	must(t, err)
+	if got.EncryptionKey != set.EncryptionKey {
+		t.Error("another key")
+	}
+	for name := range set.Files() {
+		path := filepath.Join(dir, "pki", name)
+		must(t, os.Rename(path, dir+"/away"))
+		if _, err := Keys(dir); err == nil {
+			t.Errorf("nobody misses %s", name)
+		}
+		must(t, os.Rename(dir+"/away", path))
+	}
+}
