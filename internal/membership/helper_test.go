@@ -40,7 +40,6 @@ type world struct {
 	set     *pki.Set
 	net     string // "127.a.b."
 	service *Service
-	agents  map[string]*fakeAgent
 
 	mu      sync.Mutex
 	deleted []string // Kubernetes objects
@@ -57,7 +56,7 @@ func newWorld(t *testing.T, servers int) *world {
 	if err != nil {
 		t.Fatal(err)
 	}
-	w := &world{spec: spec, net: loopbackNet(), agents: map[string]*fakeAgent{}}
+	w := &world{spec: spec, net: loopbackNet()}
 	if w.set, err = pki.NewSet(time.Now()); err != nil {
 		t.Fatal(err)
 	}
@@ -122,13 +121,7 @@ func (w *world) startEtcd(t *testing.T) {
 	})
 }
 
-// fakeAgent answers as the agent of a node would, with the status it is given.
-type fakeAgent struct {
-	server *httptest.Server
-	status func(context.Context) cluster.NodeStatus
-}
-
-// lives starts the agent of a node.
+// lives starts what answers as the agent of a node would.
 func (w *world) lives(t *testing.T, name string, status func(context.Context) cluster.NodeStatus) {
 	t.Helper()
 	n, ok := w.spec.Node(name)
@@ -150,7 +143,6 @@ func (w *world) lives(t *testing.T, name string, status func(context.Context) cl
 	server.TLS = config
 	server.StartTLS()
 	t.Cleanup(server.Close)
-	w.agents[name] = &fakeAgent{server: server, status: status}
 }
 
 // livesAsLeader starts cp1's agent, which tells of the member that runs.

@@ -93,14 +93,14 @@ func TestHearIsBounded(t *testing.T) {
 	t.Parallel()
 	ln, err := net.Listen("tcp", "127.0.0.1:0")
 	must(t, err)
-	defer ln.Close()
+	defer func() { _ = ln.Close() }()
 	sent := make(chan int, 1)
 	go func() {
 		conn, err := ln.Accept()
 		if err != nil {
 			return
 		}
-		defer conn.Close()
+		defer func() { _ = conn.Close() }()
 		total := 0
 		for block := make([]byte, 1<<16); ; {
 			n, err := conn.Write(block)
@@ -144,7 +144,7 @@ func TestReachServers(t *testing.T) {
 
 	half, err := net.Listen("tcp", fmt.Sprintf("%s:%d", off.Address, agent.Port))
 	must(t, err)
-	defer half.Close()
+	defer func() { _ = half.Close() }()
 	err = reachServers(t.Context(), cluster.RoleServer, servers)
 	wants(t, err, cluster.ExitRefused, "port 6444: the machine answers, but refuses")
 	wants(t, err, cluster.ExitRefused, "port 2380: ")
@@ -153,7 +153,7 @@ func TestReachServers(t *testing.T) {
 	}
 	api, err := net.Listen("tcp", fmt.Sprintf("%s:%d", off.Address, component.PortAPIServer))
 	must(t, err)
-	defer api.Close()
+	defer func() { _ = api.Close() }()
 	if err := reachServers(t.Context(), cluster.RoleWorker, servers); err != nil {
 		t.Errorf("a worker needs no etcd: %v", err)
 	}

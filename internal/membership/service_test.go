@@ -254,6 +254,10 @@ func TestServerJoins(t *testing.T) {
 	if p, err := w.service.Progress(within(t), waiting); err != nil || p.Done || !strings.Contains(p.Waits, "caught up") {
 		t.Errorf("got %+v, %v", p, err)
 	}
+	claim := Report{Name: "cp2", Etcd: &cluster.EtcdStatus{ID: status.ID, Leader: status.ID}}
+	if p, err := w.service.Progress(within(t), claim); err != nil || p.Done {
+		t.Errorf("a learner that claims to vote is believed: %+v, %v", p, err)
+	}
 
 	// Whoever has another token cannot disturb it.
 	must(t, w.service.Cancel(within(t), request(stranger, "cp2", cluster.RoleServer, "")))

@@ -357,7 +357,7 @@ func TestSlowStrangers(t *testing.T) {
 		})}
 		listener := &oneConn{conn: ours, closed: make(chan struct{})}
 		go func() { _ = server.Serve(listener) }()
-		defer server.Close()
+		defer func() { _ = server.Close() }()
 		const head = "POST / HTTP/1.1\r\nHost: x\r\nContent-Length: 2\r\n\r\n"
 		if _, err := io.WriteString(theirs, head+"{}"); err != nil {
 			t.Fatal(err)

@@ -1,0 +1,112 @@
+package membership
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"slices"
+
+	"kuorum/internal/cluster"
+	"kuorum/internal/etcd"
+)
+
+// Progress takes a sign of life of a node that joins, and brings its join to
+// its end when it can: a learner that has caught up is promoted, a worker is
+// done once it is ready. A node whose join has come to its end is done.
+func (s *Service) Progress(ctx context.Context, r Report) (Progress, error) {
+	joins, revisions, err := s.Register.joins(ctx)
+	if err != nil {
+		return Progress{}, err
+	}
+	j, under := joins[r.Name]
+	if !under {
+		return s.settled(ctx, r.Name)
+	}
+	if err := s.Etcd.Renew(ctx, j.Lease); err != nil {
+		return Progress{}, err
+	}
+	if j.Role == cluster.RoleServer {
+		if p, err := s.promote(ctx, j, r); err != nil || !p.Done {
+			return p, err
+		}
+	} else if !r.Ready {
+		return Progress{Waits: "its components are not ready"}, nil
+	}
+	done, err := s.Etcd.Commit(ctx, "finish the join of "+r.Name,
+		etcd.Change{Key: joinPrefix + r.Name, If: revisions[r.Name]}, etcd.Change{Key: alivePrefix + r.Name, Always: true})
+	if err != nil {
+		return Progress{}, err
+	}
+	if !done { // another report, or the sweep, came first
+		return s.settled(ctx, r.Name)
+	}
+	s.Log.Info("a machine has joined", "node", r.Name)
+	return Progress{Done: true, Percent: 100}, nil
+}
+
+// settled is the progress of a node that has no join under way: it is in
+// cluster.yaml and, as a server, votes; or its join was taken back.
+func (s *Service) settled(ctx context.Context, name string) (Progress, error) {
+	spec, err := s.Register.Spec(ctx)
+	if err != nil {
+		return Progress{}, err
+	}
+	node, in := spec.Node(name)
+	if in && node.Role == cluster.RoleServer { // one that it replaces may be in cluster.yaml still
+		m, err := s.memberAt(ctx, peerURL(node))
+		if err != nil {
+			return Progress{}, err
+		}
+		in = m.ID != "" && !m.Learner
+	}
+	if !in {
+		return Progress{}, takenBack(name)
+	}
+	return Progress{Done: true, Percent: 100}, nil
+}
+
+func takenBack(name string) error {
+	return &cluster.Problem{
+		What: fmt.Sprintf("the join of %s was taken back", name),
+		Why:  fmt.Sprintf("it gave no sign of life for %v, or the node was removed", joinLife),
+		Do:   "kuorum leave --force, then join again", Exit: cluster.ExitRefused,
+	}
+}
+
+// memberAt is the member with that peer URL; without an ID there is none.
+func (s *Service) memberAt(ctx context.Context, url string) (cluster.EtcdMember, error) {
+	members, err := s.Etcd.Members(ctx)
+	at := slices.IndexFunc(members, func(m cluster.EtcdMember) bool { return slices.Contains(m.PeerURLs, url) })
+	if err != nil || at < 0 {
+		return cluster.EtcdMember{}, err
+	}
+	return members[at], nil
+}
+
+// promote gives the learner of a join its vote when it has caught up. Which
+// member that is, and whether it votes, the member list says and not the machine.
+func (s *Service) promote(ctx context.Context, j join, r Report) (Progress, error) {
+	if r.Etcd == nil || r.Etcd.Error != "" {
+		return Progress{Waits: "its etcd does not answer yet"}, nil
+	}
+	m, err := s.memberAt(ctx, j.PeerURL)
+	switch {
+	case err != nil:
+		return Progress{}, err
+	case m.ID == "":
+		return Progress{}, takenBack(j.Name) // somebody took its member off the list
+	case !m.Learner:
+		return Progress{Done: true}, nil
+	}
+	percent := etcd.CatchUp(s.Etcd.Status(ctx), *r.Etcd)
+	err = s.Etcd.Promote(ctx, m.ID)
+	switch {
+	case errors.Is(err, etcd.ErrNotCaughtUp):
+		return Progress{Percent: percent, Waits: "it has not caught up with the leader"}, nil
+	case errors.Is(err, etcd.ErrUnsettled):
+		return Progress{Percent: percent, Waits: "the voters have not been connected for 5 s"}, nil
+	case err != nil:
+		return Progress{}, err
+	}
+	return Progress{Done: true}, nil
+}
