@@ -53,7 +53,21 @@ func (s *Service) Check(ctx context.Context, r Request) (Plan, error) {
 	if err := callBack(ctx, r); err != nil {
 		return Plan{}, err
 	}
-	return Plan{Cluster: spec.Metadata.Name, Servers: spec.Servers(), Replaces: replaces}, nil
+	servers, err := s.established(ctx, spec, r.Name)
+	return Plan{Cluster: spec.Metadata.Name, Servers: servers, Replaces: replaces}, err
+}
+
+// established lists the servers that a joining machine must be able to reach:
+// neither itself, which it may replace, nor others that still join.
+func (s *Service) established(ctx context.Context, spec *cluster.Spec, joining string) ([]cluster.Node, error) {
+	joins, _, err := s.Register.joins(ctx)
+	if err != nil {
+		return nil, err
+	}
+	return slices.DeleteFunc(spec.Servers(), func(n cluster.Node) bool {
+		_, under := joins[n.Name]
+		return under || n.Name == joining
+	}), nil
 }
 
 // check is everything about a request that can be decided without changing
