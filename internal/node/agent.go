@@ -195,7 +195,7 @@ func (a *Agent) Run(ctx context.Context) error {
 	})
 	if a.server != nil {
 		group.Go(func() error { return a.applyObjects(inner) })
-		background(group, inner, a.server.fsync.Run, a.server.members.Sweep, a.seed)
+		background(group, inner, a.server.fsync.Run, a.server.members.Sweep, a.seed, a.watchSpec)
 	}
 	stopped := false
 	var end error // why the node stops, and what comes then
@@ -217,6 +217,9 @@ func (a *Agent) Run(ctx context.Context) error {
 	err := group.Wait()
 	if !stopped && end == nil {
 		return err
+	}
+	if removed { // its etcd is no member any more, so it cannot finish a request
+		a.supervisor.SetStopTimeout("kube-apiserver", hopelessStop)
 	}
 	a.options.Log.Info("stopping the node's components")
 	stopping, done := context.WithTimeout(context.WithoutCancel(ctx), time.Minute)

@@ -14,6 +14,7 @@ import (
 
 const (
 	askEvery    = 5 * time.Second
+	memberEvery = 2 * time.Second // how often a server looks whether its member lives
 	askPatience = 5 * time.Second
 )
 
@@ -21,16 +22,48 @@ const (
 // cluster has it. A server watches its own etcd member; a worker, and a server
 // whose member is down or still joins, asks the servers' agents.
 func (a *Agent) followSpec(ctx context.Context) {
+	every := askEvery
+	if a.server != nil {
+		every = memberEvery
+	}
+	tick := time.NewTicker(every)
+	defer tick.Stop()
+	for {
+		if !a.memberFollows(ctx) {
+			a.askSpec(ctx)
+		}
+		select {
+		case <-ctx.Done():
+			return
+		case <-tick.C:
+		}
+	}
+}
+
+// memberFollows tells whether the node's own member has a leader, and so hears
+// of changes.
+func (a *Agent) memberFollows(ctx context.Context) bool {
+	if a.server == nil || !a.joined() {
+		return false
+	}
+	limited, cancel := context.WithTimeout(ctx, askPatience)
+	defer cancel()
+	s := a.server.etcd.Status(limited)
+	return s.Error == "" && s.Leader != ""
+}
+
+// watchSpec follows the node's own member. A watch does not end with its
+// member, it waits for the next one: only followSpec sees that one was removed.
+func (a *Agent) watchSpec(ctx context.Context) {
 	tick := time.NewTicker(askEvery)
 	defer tick.Stop()
 	for {
-		if a.server != nil && a.joined() {
+		if a.joined() {
 			err := a.server.members.Register.Follow(ctx, func(spec *cluster.Spec) { a.see(ctx, spec) })
 			if ctx.Err() == nil {
 				a.options.Log.Debug("cannot follow cluster.yaml in etcd", "error", err)
 			}
 		}
-		a.askSpec(ctx)
 		select {
 		case <-ctx.Done():
 			return

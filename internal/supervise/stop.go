@@ -40,6 +40,17 @@ func (s *Supervisor) Stop(ctx context.Context) error {
 	return errors.Join(errs...)
 }
 
+// SetStopTimeout changes the time that Stop gives a component, for one that
+// cannot end well any more. Call it when Run has returned. A name that the
+// supervisor does not know is ignored.
+func (s *Supervisor) SetStopTimeout(name string, timeout time.Duration) {
+	for _, u := range s.units {
+		if u.Name == name {
+			u.StopTimeout = timeout
+		}
+	}
+}
+
 func (s *Supervisor) stop(ctx context.Context, u *unit) error {
 	c, _ := s.running(u)
 	if c != nil {
