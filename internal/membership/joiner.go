@@ -130,6 +130,11 @@ func (j *Joiner) ask(ctx context.Context, nonce string) error {
 			j.agents, j.server = agents, server
 			return nil
 		}
+		if errors.Is(err, pki.ErrOtherAuthority) {
+			return &cluster.Problem{
+				What: "the token is not shown to " + server, Err: err, Do: "kuorum token create    (on a node of the cluster)", Exit: cluster.ExitRefused,
+			}
+		}
 		problem, refused := errors.AsType[*cluster.Problem](err)
 		if refused && problem.ExitCode() != cluster.ExitNoQuorum {
 			return err

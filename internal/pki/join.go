@@ -72,6 +72,10 @@ func JoinTLS(pin, serverName string) (*tls.Config, error) {
 	return config, nil
 }
 
+// ErrOtherAuthority says that a server's authority has not the pin that was
+// given.
+var ErrOtherAuthority = errors.New("it is another cluster, or somebody in between")
+
 // verifyPinned takes the chain as the server sent it: its own certificate
 // first, its authority's somewhere after it.
 func verifyPinned(chain []*x509.Certificate, pin string, options x509.VerifyOptions) error {
@@ -81,8 +85,8 @@ func verifyPinned(chain []*x509.Certificate, pin string, options x509.VerifyOpti
 	leaf, sent := chain[0], chain[1:]
 	at := slices.IndexFunc(sent, func(cert *x509.Certificate) bool { return pinOf(cert) == pin })
 	if at < 0 {
-		return fmt.Errorf("the server's authority has the pin %s, but %s was given: it is another cluster, or somebody in between; "+
-			"compare the pin with the one that the cluster shows", pinOf(sent[len(sent)-1]), pin)
+		return fmt.Errorf("the server's authority has the pin %s, but %s was given: %w; "+
+			"compare the pin with the one that the cluster shows", pinOf(sent[len(sent)-1]), pin, ErrOtherAuthority)
 	}
 	// Only the key is pinned. Its own signature shows that the rest of the
 	// certificate, its life for one, is genuine as well.
