@@ -63,14 +63,12 @@ func (n *labAddition) run(ctx context.Context) error {
 	if _, exists := l.Spec.Node(n.node.Name); exists {
 		return usage("lab %s has a machine %s already", l.Name, n.node.Name)
 	}
-	grown, err := l.Spec.With(n.node)
-	if err != nil {
+	if _, err := l.Spec.With(n.node); err != nil {
 		return err
 	}
-	n.node, _ = grown.Node(n.node.Name) // with its address
 	steps := []step.Step{
 		{Name: "make a join token", Do: n.makeToken},
-		{Name: fmt.Sprintf("add machine %s at %s", n.node.Name, n.node.Address), Do: n.addMachine},
+		{Name: "add machine " + n.node.Name, Do: n.addMachine},
 		{Name: "kuorum join, on " + n.node.Name, Do: n.join},
 	}
 	if n.dryRun {
@@ -100,29 +98,35 @@ func (n *labAddition) makeToken(ctx context.Context) (err error) {
 	return err
 }
 
-func (n *labAddition) addMachine(ctx context.Context) error { return n.lab.AddMachine(ctx, n.node) }
+func (n *labAddition) addMachine(ctx context.Context) (err error) {
+	n.node, err = n.lab.AddMachine(ctx, n.node)
+	return err
+}
 
 func (n *labAddition) join(ctx context.Context) error {
 	err := n.app.joinOnMachine(ctx, n.lab, n.node, n.token)
 	if err == nil {
 		return nil
 	}
+	if n.isNode() { // its member may vote: the disk is the cluster's
+		return &cluster.Problem{
+			What: n.node.Name + " is a node, and its join has not come to its end: its machine stays", Err: err,
+			Do: fmt.Sprintf("kuorum lab start %s    (it goes on by itself), or kuorum lab remove %s", n.node.Name, n.node.Name),
+		}
+	}
 	undo, cancel := context.WithTimeout(context.WithoutCancel(ctx), 30*time.Second)
 	defer cancel()
-	if left := dropNode(undo, n.target, n.node.Name); left != nil {
-		return errors.Join(err, left) // its machine stays: it may vote
-	}
 	return errors.Join(err, n.lab.RemoveMachine(undo, n.node.Name))
 }
 
-// dropNode takes a node out of the cluster that may have come to be in it, so
-// that no member is left without a machine.
-func dropNode(ctx context.Context, t target, name string) error {
-	_, err := askRemoval(ctx, t, removal{name: name}, false)
-	if problem, ok := errors.AsType[*cluster.Problem](err); ok && problem.ExitCode() == cluster.ExitUsage {
-		return nil // it is no node
+// isNode tells whether the new machine has been given a node's files.
+func (n *labAddition) isNode() bool {
+	grown, err := n.app.open()
+	if err != nil {
+		return false
 	}
-	return err
+	_, ok := grown.Nodes().Node(n.node.Name)
+	return ok
 }
 
 // joinOnMachine runs on a machine what its user would type there.

@@ -193,16 +193,3 @@ func TestCall(t *testing.T) {
 		})
 	}
 }
-
-// TestDropNode: a machine that never came to be a node may be taken away, one
-// that the cluster does not let go may not.
-func TestDropNode(t *testing.T) {
-	t.Parallel()
-	for code, want := range map[int]int{cluster.ExitUsage: 0, cluster.ExitRefused: cluster.ExitRefused, cluster.ExitNoQuorum: cluster.ExitNoQuorum} {
-		f := newFakeServers(t, "cp1")
-		f.tells["cp1"] = &cluster.Problem{What: "told so", Exit: code}
-		if err := dropNode(t.Context(), f.target, "cp4"); exitOf(err) != want {
-			t.Errorf("exit code %d: %v", code, err)
-		}
-	}
-}

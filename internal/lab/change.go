@@ -21,13 +21,16 @@ import (
 )
 
 // AddMachine gives the lab a new machine and switches it on. It is an empty
-// one: no node until it joins.
-func (l *Lab) AddMachine(ctx context.Context, node cluster.Node) error {
+// one: no node until it joins. The lab's process gives it an address if node
+// has none, so that two who add at once do not take the same; the answer has it.
+func (l *Lab) AddMachine(ctx context.Context, node cluster.Node) (cluster.Node, error) {
 	data, err := json.Marshal(node)
 	if err != nil {
-		return fmt.Errorf("cannot ask lab %s: %w", l.Name, err)
+		return cluster.Node{}, fmt.Errorf("cannot ask lab %s: %w", l.Name, err)
 	}
-	return l.call(ctx, http.MethodPost, "/v1/machines?"+url.Values{"node": {string(data)}}.Encode(), nil)
+	var added cluster.Node
+	err = l.call(ctx, http.MethodPost, "/v1/machines?"+url.Values{"node": {string(data)}}.Encode(), &added)
+	return added, err
 }
 
 // RemoveMachine cuts a machine's power and takes it, with its disk, out of the
@@ -106,38 +109,43 @@ func backends(spec *cluster.Spec) []endpoint.Backend {
 	return list
 }
 
-func (d *daemon) add(ctx context.Context, node cluster.Node) error {
+func (d *daemon) add(ctx context.Context, node cluster.Node) (cluster.Node, error) {
 	d.changing.Lock()
 	defer d.changing.Unlock()
+	if _, exists := d.lab.Spec.Node(node.Name); exists {
+		return node, fmt.Errorf("lab %s has a machine %s already", d.lab.Name, node.Name)
+	}
 	spec, err := d.lab.Spec.With(node)
 	if err != nil {
-		return err
+		return node, err
 	}
-	if _, exists := d.lab.Spec.Node(node.Name); exists {
-		return fmt.Errorf("lab %s has a machine %s already", d.lab.Name, node.Name)
-	}
-	hierarchies, err := host.MountedHierarchies()
+	node, _ = spec.Node(node.Name) // with its address
+	m, err := d.plan(spec, node)
 	if err != nil {
-		return err
-	}
-	if err := os.RemoveAll(d.lab.machineDir(node.Name)); err != nil { // of an interrupted removal
-		return fmt.Errorf("cannot clear the disk of %s: %w", node.Name, err)
-	}
-	if err := os.MkdirAll(filepath.Join(d.lab.machineDir(node.Name), "etc/kuorum"), 0o755); err != nil {
-		return fmt.Errorf("cannot make the disk of %s: %w", node.Name, err)
-	}
-	before := d.lab.Spec
-	d.lab.Spec = spec // the machine is planned by it
-	m, err := newMachine(d.lab, node, hierarchies)
-	d.lab.Spec = before
-	if err != nil {
-		return err
+		return node, err
 	}
 	d.setMachines(append(slices.Clone(d.list()), m))
 	if err := errors.Join(d.change(spec), m.Start(ctx)); err != nil {
-		return errors.Join(err, d.drop(context.WithoutCancel(ctx), m))
+		return node, errors.Join(err, d.drop(context.WithoutCancel(ctx), m))
 	}
-	return nil
+	return node, nil
+}
+
+// plan prepares a machine of spec, with an empty disk.
+func (d *daemon) plan(spec *cluster.Spec, node cluster.Node) (*Machine, error) {
+	hierarchies, err := host.MountedHierarchies()
+	if err != nil {
+		return nil, err
+	}
+	if err := os.RemoveAll(d.lab.machineDir(node.Name)); err != nil { // of an interrupted removal
+		return nil, fmt.Errorf("cannot clear the disk of %s: %w", node.Name, err)
+	}
+	if err := os.MkdirAll(filepath.Join(d.lab.machineDir(node.Name), "etc/kuorum"), 0o755); err != nil {
+		return nil, fmt.Errorf("cannot make the disk of %s: %w", node.Name, err)
+	}
+	grown := *d.lab
+	grown.Spec = spec
+	return newMachine(&grown, node, hierarchies)
 }
 
 func (d *daemon) remove(ctx context.Context, name string) error {

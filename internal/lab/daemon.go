@@ -251,9 +251,9 @@ func (d *daemon) handler() http.Handler {
 		err := json.Unmarshal([]byte(r.URL.Query().Get("node")), &node)
 		if err == nil {
 			d.log.Info("machine", "verb", "add", "name", node.Name)
-			err = d.add(r.Context(), node)
+			node, err = d.add(r.Context(), node)
 		}
-		answer(w, struct{}{}, err)
+		answer(w, node, err)
 	})
 	mux.HandleFunc("DELETE /v1/machines/{name}", func(w http.ResponseWriter, r *http.Request) {
 		d.log.Info("machine", "verb", "remove", "name", r.PathValue("name"))

@@ -218,14 +218,13 @@ func (a *Agent) Run(ctx context.Context) error {
 	if !stopped && end == nil {
 		return err
 	}
-	if removed { // its etcd is no member any more, so it cannot finish a request
+	if end != nil { // its etcd is no member any more, so it cannot finish a request
 		a.supervisor.SetStopTimeout("kube-apiserver", hopelessStop)
 	}
 	a.options.Log.Info("stopping the node's components")
 	stopping, done := context.WithTimeout(context.WithoutCancel(ctx), time.Minute)
 	defer done()
-	err = errors.Join(err, a.supervisor.Stop(stopping))
-	if err != nil {
+	if err := errors.Join(err, a.supervisor.Stop(stopping)); err != nil {
 		return err
 	}
 	return end
