@@ -4,6 +4,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"net/http"
 	"time"
 
 	"github.com/spf13/cobra"
@@ -159,7 +160,7 @@ and removes its disk.`,
 			r.name = args[0]
 			stopped := step.Step{Name: "wait until " + r.name + " has stopped", Do: func(ctx context.Context) error { return l.WaitLeft(ctx, r.name) }}
 			last := step.Step{Name: "remove machine " + r.name, Do: func(ctx context.Context) error { return l.RemoveMachine(ctx, r.name) }}
-			if _, ok := t.spec.Node(r.name); !ok { // it is no node
+			if !inCluster(cmd.Context(), t, r.name) {
 				if r.dryRun {
 					return a.printSteps([]step.Step{last})
 				}
@@ -170,4 +171,18 @@ and removes its disk.`,
 	}
 	r.flags(cmd)
 	return cmd
+}
+
+// inCluster tells whether the cluster has a node of that name. Its machine may
+// say otherwise: its join was taken back while it was off, or its disk was
+// wiped. When no server can tell, the machine is believed.
+func inCluster(ctx context.Context, t target, name string) bool {
+	limited, cancel := context.WithTimeout(ctx, callPatience)
+	defer cancel()
+	var spec cluster.Spec
+	if err := t.call(limited, http.MethodGet, membership.SpecPath, nil, &spec, name); err != nil {
+		spec = *t.spec
+	}
+	_, ok := spec.Node(name)
+	return ok
 }

@@ -124,7 +124,7 @@ func TestRefusedAddition(t *testing.T) {
 		{Name: "w2", Role: cluster.RoleWorker, Address: "198.18.0.11"},
 		{},
 	} {
-		if err := d.add(context.WithoutCancel(t.Context()), n); err == nil {
+		if _, err := d.add(context.WithoutCancel(t.Context()), n); err == nil {
 			t.Errorf("%+v was added", n)
 		}
 	}

@@ -105,7 +105,7 @@ func TestAsk(t *testing.T) {
 
 	j = v.joiner("cp2")
 	j.Pin = newVillage(t).pin
-	wants(t, j.ask(t.Context(), "n"), cluster.ExitNoQuorum, "another cluster, or somebody in between")
+	wants(t, j.ask(t.Context(), "n"), cluster.ExitRefused, "another cluster, or somebody in between")
 	j.Pin = "sha256:0"
 	wants(t, j.ask(t.Context(), "n"), cluster.ExitUsage, "the pin of the authority cannot be used")
 }
