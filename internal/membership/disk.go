@@ -121,24 +121,41 @@ func Leave(dir, data string) error {
 		return fmt.Errorf("cannot leave: %w", err)
 	}
 	left := filepath.Join(data, leftDir)
-	if err := os.RemoveAll(left); err != nil {
-		return fmt.Errorf("cannot leave: %w", err)
-	}
 	if err := os.MkdirAll(left, 0o700); err != nil {
 		return fmt.Errorf("cannot leave: %w", err)
 	}
 	if err := moveContent(dir, filepath.Join(left, "etc")); err != nil {
 		return fmt.Errorf("cannot leave: %w", err)
 	}
-	if err := os.Rename(filepath.Join(data, "etcd"), filepath.Join(left, "etcd")); err != nil && !errors.Is(err, fs.ErrNotExist) {
+	if err := putAway(data); err != nil {
 		return fmt.Errorf("cannot leave: %w", err)
 	}
 	return nil
 }
 
+// putAway moves etcd's data, if there is any, in place of what was put away
+// before.
+func putAway(data string) error {
+	from, to := filepath.Join(data, "etcd"), filepath.Join(data, leftDir, "etcd")
+	if _, err := os.Stat(from); errors.Is(err, fs.ErrNotExist) {
+		return nil // an earlier attempt has done it
+	}
+	if err := errors.Join(os.RemoveAll(to), os.MkdirAll(filepath.Dir(to), 0o700)); err != nil {
+		return err
+	}
+	return os.Rename(from, to)
+}
+
 // moveContent copies, since the directories may be on different file systems,
-// and dir itself may be a mount point.
+// and dir itself may be a mount point. When dir is empty an earlier attempt has
+// done it.
 func moveContent(dir, to string) error {
+	if entries, err := os.ReadDir(dir); err != nil || len(entries) == 0 {
+		return ignoreMissing(err)
+	}
+	if err := os.RemoveAll(to); err != nil {
+		return err
+	}
 	if err := os.CopyFS(to, os.DirFS(dir)); err != nil {
 		return err
 	}
@@ -152,6 +169,13 @@ func moveContent(dir, to string) error {
 		}
 	}
 	return nil
+}
+
+func ignoreMissing(err error) error {
+	if errors.Is(err, fs.ErrNotExist) {
+		return nil
+	}
+	return err
 }
 
 // Keys reads a server's secrets from below dir.

@@ -32,8 +32,12 @@ func (s *Service) Progress(ctx context.Context, r Report) (Progress, error) {
 	} else if !r.Ready {
 		return Progress{Waits: "its components are not ready"}, nil
 	}
-	done, err := s.Etcd.Commit(ctx, "finish the join of "+r.Name,
-		etcd.Change{Key: joinPrefix + r.Name, If: revisions[r.Name]}, etcd.Change{Key: alivePrefix + r.Name, Always: true})
+	changes, err := s.Register.spend(ctx, j.Token)
+	if err != nil {
+		return Progress{}, err
+	}
+	done, err := s.Etcd.Commit(ctx, "finish the join of "+r.Name, append(changes,
+		etcd.Change{Key: joinPrefix + r.Name, If: revisions[r.Name]}, etcd.Change{Key: alivePrefix + r.Name, Always: true})...)
 	if err != nil {
 		return Progress{}, err
 	}
@@ -103,10 +107,16 @@ func (s *Service) promote(ctx context.Context, j join, r Report) (Progress, erro
 	switch {
 	case errors.Is(err, etcd.ErrNotCaughtUp):
 		return Progress{Percent: percent, Waits: "it has not caught up with the leader"}, nil
-	case errors.Is(err, etcd.ErrUnsettled):
-		return Progress{Percent: percent, Waits: "the voters have not been connected for 5 s"}, nil
+	case refusedByEtcd(err): // it is not sure of the voters, which passes
+		return Progress{Percent: percent, Waits: err.Error()}, nil
 	case err != nil:
 		return Progress{}, err
 	}
 	return Progress{Done: true}, nil
+}
+
+// refusedByEtcd tells whether a guard of etcd's own said no.
+func refusedByEtcd(err error) bool {
+	problem, ok := errors.AsType[*cluster.Problem](err)
+	return ok && problem.ExitCode() == cluster.ExitRefused
 }

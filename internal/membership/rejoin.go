@@ -5,8 +5,6 @@ import (
 	"errors"
 	"fmt"
 	"net/http"
-	"os"
-	"path/filepath"
 
 	"kuorum/internal/agent"
 	"kuorum/internal/cluster"
@@ -132,11 +130,7 @@ func StartOver(dir, data string, initial component.InitialCluster) error {
 	if err := disk.Write(dir); err != nil {
 		return err
 	}
-	left := filepath.Join(data, leftDir, "etcd")
-	if err := errors.Join(os.RemoveAll(left), os.MkdirAll(filepath.Dir(left), 0o700)); err != nil {
-		return fmt.Errorf("cannot move etcd's data aside: %w", err)
-	}
-	if err := os.Rename(filepath.Join(data, "etcd"), left); err != nil && !errors.Is(err, os.ErrNotExist) {
+	if err := putAway(data); err != nil {
 		return fmt.Errorf("cannot move etcd's data aside: %w", err)
 	}
 	return nil

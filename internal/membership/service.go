@@ -131,6 +131,8 @@ func nameTaken(what, why, name string) error {
 // nothing is left of it; when the machine is silent for 30 s, the same. An
 // earlier attempt of the machine makes room, another machine's does not.
 func (s *Service) Join(ctx context.Context, r Request) (Admission, error) {
+	ctx, cancel := context.WithTimeout(ctx, settle) // the machine waits a little longer
+	defer cancel()
 	_, replaces, err := s.check(ctx, r)
 	if err != nil {
 		return Admission{}, err

@@ -193,7 +193,9 @@ func TestWorkerJoins(t *testing.T) {
 			t.Errorf("got %+v, %v", p, err)
 		}
 	}
-	must(t, w.service.Cancel(within(t), r)) // too late
+	wants(t, w.service.Cancel(within(t), r), cluster.ExitRefused, "it was used by w2") // too late
+	_, err = w.service.Join(within(t), r)
+	wants(t, err, cluster.ExitRefused, "it was used by w2") // a token that was shown once is worth nothing
 	if left, _ := w.left(t); len(left) != 0 {
 		t.Errorf("its join leaves %q", left)
 	}

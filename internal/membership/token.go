@@ -31,6 +31,8 @@ type Token struct {
 	Created time.Time    `json:"created"`
 	Expires time.Time    `json:"expires"`
 	UsedBy  string       `json:"usedBy,omitempty"` // the node's name
+	// Spent tells that the node has joined: the token admits nobody any more.
+	Spent bool `json:"spent,omitempty"`
 }
 
 // CreateToken makes a token for one node of that role. It is the only time
@@ -118,6 +120,25 @@ func (r *Register) token(ctx context.Context, text, name string, role cluster.Ro
 	return known, record, known.admits(shown, name, role, now)
 }
 
+// spend is the change by which a token admits nobody any more; nothing for one
+// that is not there.
+func (r *Register) spend(ctx context.Context, id string) ([]etcd.Change, error) {
+	if id == "" {
+		return nil, nil
+	}
+	record, err := r.etcd.Record(ctx, tokenPrefix+id)
+	if err != nil || record.Revision == 0 {
+		return nil, err
+	}
+	token, err := tokenOf(record)
+	if err != nil {
+		return nil, err
+	}
+	token.Spent = true
+	data, err := encode(token)
+	return []etcd.Change{{Key: record.Key, Value: data, If: record.Revision, KeepLease: true}}, err
+}
+
 func tokenOf(record etcd.Record) (Token, error) {
 	var token Token
 	if err := json.Unmarshal(record.Value, &token); err != nil {
@@ -128,7 +149,8 @@ func tokenOf(record etcd.Record) (Token, error) {
 
 // admits is nil when a token lets a node in. The secret is checked first: who
 // does not have it learns nothing else. A token is good for one node; for that
-// it may be shown again, since a join that was interrupted is run once more.
+// it may be shown again until it has joined, since a join that was interrupted
+// is run once more.
 func (t Token) admits(shown pki.Token, name string, role cluster.Role, now time.Time) error {
 	switch {
 	case !shown.Matches(t.Hash):
@@ -137,7 +159,7 @@ func (t Token) admits(shown pki.Token, name string, role cluster.Role, now time.
 		return refusedToken("it expired at " + t.Expires.UTC().Format(time.RFC3339))
 	case role != t.Role:
 		return refusedToken(fmt.Sprintf("it is for a %s, not for a %s", t.Role, role))
-	case t.UsedBy != "" && t.UsedBy != name:
+	case t.Spent || t.UsedBy != "" && t.UsedBy != name:
 		return refusedToken("it was used by " + t.UsedBy + ": a token is good for one node")
 	}
 	return nil

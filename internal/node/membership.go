@@ -105,7 +105,7 @@ func (s *server) speaksFor(r *http.Request, name string) error {
 	if err != nil {
 		return err
 	}
-	if n, ok := spec.Node(node); ok && n.Role == cluster.RoleServer {
+	if n, ok := spec.Node(node); ok && n.Role == cluster.RoleServer && pki.PeerIsServer(r.TLS) {
 		return nil
 	}
 	return &cluster.Problem{

@@ -166,7 +166,7 @@ func TestNodeCertificates(t *testing.T) {
 			"pki/local":                    loopback,
 			"pki/apiserver-kubelet-client": only("kube-apiserver-kubelet-client", "kuorum:apiserver-kubelet"),
 		},
-		s.Agents:     {"pki/agent": local("kuorum:agent:cp1", "cp1", "198.18.0.11", "kuorum:agents")},
+		s.Agents:     {"pki/agent": local("kuorum:agent:cp1", "cp1", "198.18.0.11", "kuorum:agents", "kuorum:servers")},
 		s.FrontProxy: {"pki/front-proxy-client": only("front-proxy-client")},
 		s.Etcd: {
 			"pki/apiserver-etcd-client": only("kube-apiserver-etcd-client"),

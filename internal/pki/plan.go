@@ -148,6 +148,9 @@ func (p *plan) items() []item {
 	agent := Request{
 		CommonName: userAgentPrefix + p.name, Organizations: []string{GroupAgents}, Server: true, Client: true,
 	}
+	if p.role == cluster.RoleServer {
+		agent.Organizations = append(agent.Organizations, GroupServers)
+	}
 	items := []item{
 		pairItem("pki/kubelet", fileCACert, kubelet),
 		pairItem("pki/agent", fileAgentCert, p.local(agent)),

@@ -21,8 +21,12 @@ const (
 // elsewhere. GroupAgents and GroupAdmins are what agents accept of each other
 // and of the command line; no binding should name them.
 const (
-	GroupAgents           = "kuorum:agents"
-	GroupAdmins           = "kuorum:admins"
+	GroupAgents = "kuorum:agents"
+	GroupAdmins = "kuorum:admins"
+	// GroupServers is on the certificates of servers' agents beside
+	// GroupAgents: a role must not come from a name alone, which may be given
+	// to another node.
+	GroupServers          = "kuorum:servers"
 	GroupAPIServerKubelet = "kuorum:apiserver-kubelet"
 
 	// UserEndpoint is the balancer, which asks for /readyz and has no rights of its own.

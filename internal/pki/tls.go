@@ -95,6 +95,12 @@ func Peer(state *tls.ConnectionState) (name, group string, ok bool) {
 	return "", "", false
 }
 
+// PeerIsServer tells whether the caller is the agent of a server.
+func PeerIsServer(state *tls.ConnectionState) bool {
+	_, group, ok := Peer(state)
+	return ok && group == GroupAgents && slices.Contains(state.VerifiedChains[0][0].Subject.Organization, GroupServers)
+}
+
 // AgentNode is the node whose agent has a certificate of that common name, or
 // nothing.
 func AgentNode(commonName string) string {
