@@ -22,7 +22,7 @@ import (
 var layers = []string{
 	"cluster host step",
 	"pki supervise bundle agent advise",
-	"component endpoint etcd kubeconfig",
+	"component doctor endpoint etcd kubeconfig",
 	"membership",
 	"node lab",
 	"cli",

@@ -10,10 +10,15 @@ import (
 	"kuorum/internal/cluster"
 )
 
-// Limits of clocks and certificates.
+// Limits of how far clocks may be apart: certificates, tokens and leases depend
+// on them.
 const (
-	clockWarning    = time.Second
-	clockCritical   = 5 * time.Minute
+	ClockWarning  = time.Second
+	ClockCritical = 5 * time.Minute
+)
+
+// Limits of certificates.
+const (
 	certificateSoon = 30 * 24 * time.Hour // or a fifth of its life, if that is shorter
 	filesNamed      = 3
 )
@@ -60,8 +65,8 @@ func (v *view) clocks() []cluster.Finding {
 	byOffset := func(a, b cluster.NodeReport) int { return cmp.Compare(a.ClockOffset, b.ClockOffset) }
 	low := time.Duration(slices.MinFunc(nodes, byOffset).ClockOffset)
 	high := time.Duration(slices.MaxFunc(nodes, byOffset).ClockOffset)
-	alike := len(nodes) > 1 && high-low <= clockWarning && high-low >= 0
-	if alike && (low > clockWarning || high < -clockWarning) {
+	alike := len(nodes) > 1 && high-low <= ClockWarning && high-low >= 0
+	if alike && (low > ClockWarning || high < -ClockWarning) {
 		return []cluster.Finding{{
 			Code:     codeClockOff,
 			Severity: cluster.SeverityWarning,
@@ -73,11 +78,11 @@ func (v *view) clocks() []cluster.Finding {
 	var all []cluster.Finding
 	for _, r := range nodes {
 		offset := time.Duration(r.ClockOffset)
-		if -clockWarning <= offset && offset <= clockWarning {
+		if -ClockWarning <= offset && offset <= ClockWarning {
 			continue
 		}
 		severity := cluster.SeverityWarning
-		if offset < -clockCritical || clockCritical < offset {
+		if offset < -ClockCritical || ClockCritical < offset {
 			severity = cluster.SeverityCritical
 		}
 		all = append(all, cluster.Finding{

@@ -21,11 +21,23 @@ const (
 	diskFullBytes    = 512 << 20
 	diskLowBytes     = 5 << 30
 	diskLowPercent   = 10
-	// fsyncGood is what etcd's documentation asks of a disk; fsyncBad is a
-	// tenth of its default election timeout.
-	fsyncGood = 10 * time.Millisecond
-	fsyncBad  = 100 * time.Millisecond
 )
+
+// FsyncGood is what etcd's documentation asks of a disk: 99 of 100 fsyncs are
+// done within it.
+const FsyncGood = 10 * time.Millisecond
+
+// fsyncBad is a tenth of etcd's default election timeout.
+const fsyncBad = 100 * time.Millisecond
+
+// FsyncBad is the fsync time beyond which a disk endangers the leader: a tenth
+// of the election timeout, 100 ms at most. An election of 0 is not known.
+func FsyncBad(election time.Duration) time.Duration {
+	if election <= 0 {
+		return fsyncBad
+	}
+	return min(fsyncBad, election/electionBeats)
+}
 
 // alarmed lists the IDs of the members that an alarm names, each once. Alarms
 // are part of the replicated data, so the best member knows them all.
@@ -190,20 +202,17 @@ func diskSpace(r cluster.NodeReport) (f cluster.Finding, low bool) {
 
 func (v *view) diskSpeed(r cluster.NodeReport) (f cluster.Finding, slow bool) {
 	s := etcdOf(r)
-	if s == nil || time.Duration(s.FsyncP99) <= fsyncGood {
+	if s == nil || time.Duration(s.FsyncP99) <= FsyncGood {
 		return f, false
 	}
-	bad := fsyncBad
-	if election := time.Duration(v.spec.Spec.Etcd.ElectionTimeout); election > 0 {
-		bad = min(bad, election/10)
-	}
+	bad := FsyncBad(time.Duration(v.spec.Spec.Etcd.ElectionTimeout))
 	f = cluster.Finding{
 		Code:     codeDiskSlow,
 		Severity: cluster.SeverityInfo,
 		Node:     r.Name,
 		What:     fmt.Sprintf("the disk of %s is slow for etcd", r.Name),
 		Why: fmt.Sprintf("the slowest 1 %% of its fsyncs take %s or more; %s is good, %s endangers the leader",
-			time.Duration(s.FsyncP99).Round(time.Millisecond), fsyncGood, bad),
+			time.Duration(s.FsyncP99).Round(time.Millisecond), FsyncGood, bad),
 		Do: "Give etcd a faster disk, or take other load off this one.",
 	}
 	if time.Duration(s.FsyncP99) > bad {

@@ -37,7 +37,8 @@ func (a *app) versionCommand() *cobra.Command {
 	return cmd
 }
 
-func (a *app) version(output string) error {
+// versions is kuorum's version and those of the parts it finds.
+func (a *app) versions() versionInfo {
 	v := versionInfo{APIVersion: cluster.APIVersion, Kind: "Version", Version: release, Go: runtime.Version(), Parts: []bundle.Part{}}
 	if info, ok := debug.ReadBuildInfo(); ok {
 		for _, s := range info.Settings {
@@ -52,6 +53,11 @@ func (a *app) version(output string) error {
 	} else {
 		v.Bundle, v.Parts = b.Origin, b.Manifest.Parts
 	}
+	return v
+}
+
+func (a *app) version(output string) error {
+	v := a.versions()
 	if output != "table" {
 		return a.printData(v, output)
 	}

@@ -279,3 +279,23 @@ func (c *Cgroup) RemoveIfEmpty() {
 		_ = syscall.Rmdir(filepath.Join(h.Mount, c.path)) // refused while it is in use
 	}
 }
+
+// Controllers lists the cgroup controllers that hierarchies have, wherever they are,
+// in order of name.
+func Controllers(hierarchies []Hierarchy) ([]string, error) {
+	var names []string
+	for _, h := range hierarchies {
+		if !h.V2 {
+			names = append(names, strings.Split(h.Options, ",")...)
+			continue
+		}
+		data, err := os.ReadFile(filepath.Join(h.Mount, "cgroup.controllers"))
+		if err != nil {
+			return nil, fmt.Errorf("cannot read the controllers of %s: %w", h.Mount, err)
+		}
+		names = append(names, strings.Fields(string(data))...)
+	}
+	names = slices.DeleteFunc(names, func(name string) bool { return name == "none" || strings.HasPrefix(name, "name=") })
+	slices.Sort(names)
+	return slices.Compact(names), nil
+}

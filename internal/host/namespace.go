@@ -124,3 +124,24 @@ func CanLowerOOMScore() bool {
 	}
 	return data[0].Effective&(1<<unix.CAP_SYS_RESOURCE) != 0
 }
+
+// elsewhere runs do in new namespaces of the kinds in flags, which end with it.
+func elsewhere(flags int, do func() error) error {
+	done := make(chan error, 1)
+	go func() {
+		runtime.LockOSThread() // and never unlocked, as in RunIn
+		if unix.Gettid() == os.Getpid() {
+			// The first thread cannot end, and /proc/self shows its namespaces:
+			// held here, it is not the one that the next try gets.
+			defer runtime.UnlockOSThread()
+			done <- elsewhere(flags, do)
+			return
+		}
+		if err := unix.Unshare(flags); err != nil {
+			done <- fmt.Errorf("cannot enter new namespaces: %w", err)
+			return
+		}
+		done <- do()
+	}()
+	return <-done
+}

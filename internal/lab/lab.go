@@ -213,6 +213,14 @@ func (l *Lab) Kubeconfig() string { return l.path("admin.conf") }
 // "etcd.key", "agent-ca.crt", "agent.crt" and "agent.key".
 func (l *Lab) Client(name string) string { return l.path("clients", name) }
 
+// Disk is the directory below which a machine keeps its own files, such as
+// etc/kuorum, also while it is off. Links in it are the machine's: on the host they
+// may lead anywhere.
+func (l *Lab) Disk(node string) string { return l.machineDir(node) }
+
+// Dir is where the lab itself keeps its files.
+func (l *Lab) Dir() string { return l.dir }
+
 // LogDir is where a machine keeps its logs, readable while it is off.
 func (l *Lab) LogDir(node string) string {
 	return filepath.Join(l.machineDir(node), "var/log/kuorum")

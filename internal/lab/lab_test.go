@@ -10,7 +10,6 @@ import (
 	"os"
 	"path/filepath"
 	"strings"
-	"syscall"
 	"testing"
 	"time"
 
@@ -236,67 +235,6 @@ func TestUnready(t *testing.T) {
 		if got := fmt.Sprint(unready(tc.machine)); got != tc.want && (tc.want != "" || got != "<nil>") {
 			t.Errorf("got %q, want %q", got, tc.want)
 		}
-	}
-}
-
-func TestCheckMemory(t *testing.T) {
-	spec := newSpec(t, 3, 1) // needs 3 x 500 + 250 MiB
-	for _, tc := range []struct{ meminfo, want string }{
-		{"MemTotal: 9999999 kB\nMemAvailable:    1792000 kB\n", ""},
-		{"MemTotal: 9999999 kB\nMemAvailable:    1791999 kB\n", "4 machines need 1750 MiB, 1749 MiB are available"},
-		{"MemAvailable: much kB\n", "cannot read the free memory"},
-		{"MemTotal: 9999999 kB\n", "/proc/meminfo has no MemAvailable"},
-	} {
-		if err := checkMemory([]byte(tc.meminfo), spec); tc.want == "" && err != nil || tc.want != "" && (err == nil || !strings.Contains(err.Error(), tc.want)) {
-			t.Errorf("%q: got %v, want %q", tc.meminfo, err, tc.want)
-		}
-	}
-}
-
-func TestCheckKernel(t *testing.T) {
-	kernel := func(filesystems, lacks string) func(string) ([]byte, error) {
-		return func(path string) ([]byte, error) {
-			switch path {
-			case "/proc/filesystems":
-				return []byte(filesystems), nil
-			case "/proc/self/ns/" + lacks:
-				return nil, fs.ErrNotExist
-			}
-			return nil, syscall.EINVAL // what reading a namespace link gives
-		}
-	}
-	const good = "nodev\tproc\n\text4\nnodev\toverlay\n"
-	for _, tc := range []struct{ filesystems, lacks, want string }{
-		{good, "", ""},
-		{"nodev\tproc\nnodev\toverlayfs2\n", "", "no overlay file system"},
-		{good, "cgroup", "no cgroup namespaces"},
-		{good, "net", "no net namespaces"},
-	} {
-		if err := checkKernel(kernel(tc.filesystems, tc.lacks)); tc.want == "" && err != nil || tc.want != "" && (err == nil || !strings.Contains(err.Error(), tc.want)) {
-			t.Errorf("%+v: got %v", tc, err)
-		}
-	}
-}
-
-// TestCheckDisk: a directory that does not exist yet is judged by the one that
-// will hold it.
-func TestCheckDisk(t *testing.T) {
-	dir := t.TempDir()
-	spec := newSpec(t, 1, 0)
-	var stat syscall.Statfs_t
-	if err := syscall.Statfs(dir, &stat); err != nil {
-		t.Fatal(err)
-	}
-	free := int(stat.Bavail * uint64(stat.Bsize) >> 20)
-	if err := checkDisk(filepath.Join(dir, "not", "yet"), spec); (err == nil) != (free >= machineDiskMiB) {
-		t.Errorf("%d MiB are free: %v", free, err)
-	}
-	if err := checkDisk("/proc", spec); err == nil || !strings.Contains(err.Error(), "1 machines need 300 MiB in /proc, 0 MiB are free") {
-		t.Errorf("a file system without room: %v", err)
-	}
-	var stop *cluster.Problem
-	if err := checkDisk("/proc", spec); !errors.As(err, &stop) || !strings.Contains(stop.Do, "KUORUM_STATE=") {
-		t.Errorf("what to do is missing: %v", err)
 	}
 }
 

@@ -78,9 +78,9 @@ func (u *Up) Close() error {
 // Lab is the lab, once Steps have run.
 func (u *Up) Lab() *Lab { return u.lab }
 
-func (u *Up) check(context.Context) error {
+func (u *Up) check(ctx context.Context) error {
 	l := u.Store.lab(u.Spec.Metadata.Name)
-	if err := checkHost(u.Store.Root, u.Spec, l); err != nil {
+	if err := checkHost(ctx, u.Store.Root, u.Spec, l); err != nil {
 		return err
 	}
 	busy, err := lockVerb(l)

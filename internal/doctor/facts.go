@@ -1,0 +1,139 @@
+package doctor
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"io/fs"
+	"os"
+	"os/exec"
+	"runtime"
+	"strconv"
+	"strings"
+
+	"kuorum/internal/host"
+)
+
+// Facts are what was measured of a machine without loading it. Those that
+// nobody asked for, or may ask, are empty.
+type Facts struct {
+	Release     string   // of the kernel
+	Overlay     bool     // the kernel has the file system
+	NoNamespace []string // kinds of namespaces that the kernel lacks
+	Nft         string   // version; empty: there is no such program
+	CgroupV1    bool
+	Controllers []string // of control groups
+	Memory      Memory
+	Processors  int
+	Disk        Disk
+	Root        bool // we have root's rights
+	LowerOOM    bool // we may protect programs from the kernel's killer
+}
+
+// Memory of a machine, in bytes.
+type Memory struct{ Total, Available, SwapTotal, SwapFree int64 }
+
+// Disk is the file system that a directory is on, or will be.
+type Disk struct {
+	Dir        string // the directory, or the nearest above it that exists
+	Kind       string // "ext4"
+	Free, Size int64  // bytes
+}
+
+// Measure looks at this machine; dir is where kuorum keeps its data. It takes
+// milliseconds and changes nothing.
+func Measure(ctx context.Context, dir string) (Facts, error) {
+	f := Facts{Processors: runtime.NumCPU(), Root: os.Geteuid() == 0, LowerOOM: host.CanLowerOOMScore()}
+	var err error
+	if f.Release, err = host.KernelRelease(); err != nil {
+		return f, err
+	}
+	filesystems, err := os.ReadFile("/proc/filesystems")
+	if err != nil {
+		return f, fmt.Errorf("cannot read the kernel's file systems: %w", err)
+	}
+	f.Overlay = strings.Contains(string(filesystems), "\toverlay\n")
+	f.NoNamespace = missingNamespaces(func(path string) error {
+		_, err := os.Lstat(path)
+		return err
+	})
+	f.Nft = nftVersion(ctx)
+	hierarchies, err := host.MountedHierarchies()
+	if err == nil {
+		f.CgroupV1 = host.IsV1(hierarchies)
+		f.Controllers, _ = host.Controllers(hierarchies) // none: the check says so
+	}
+	meminfo, err := os.ReadFile("/proc/meminfo")
+	if err != nil {
+		return f, fmt.Errorf("cannot read the free memory: %w", err)
+	}
+	if f.Memory, err = parseMeminfo(meminfo); err != nil {
+		return f, err
+	}
+	f.Disk, err = measureDisk(dir)
+	return f, err
+}
+
+func measureDisk(dir string) (Disk, error) {
+	d := Disk{Dir: host.Existing(dir)}
+	var err error
+	if d.Free, d.Size, err = host.Space(d.Dir); err != nil {
+		return d, err
+	}
+	mountinfo, err := os.ReadFile("/proc/self/mountinfo")
+	if err != nil {
+		return d, fmt.Errorf("cannot list the mounts: %w", err)
+	}
+	d.Kind = host.FileSystem(mountinfo, d.Dir)
+	return d, nil
+}
+
+// missingNamespaces asks, by the names of /proc, for those that a machine of a
+// lab, or a pod, is made of.
+func missingNamespaces(lstat func(string) error) []string {
+	var missing []string
+	for _, name := range []string{"net", "pid", "mnt", "uts", "ipc", "cgroup"} {
+		if errors.Is(lstat("/proc/self/ns/"+name), fs.ErrNotExist) {
+			missing = append(missing, name)
+		}
+	}
+	return missing
+}
+
+// nftVersion is what the program says of itself: "nftables v1.0.6 (name)".
+func nftVersion(ctx context.Context) string {
+	path, err := exec.LookPath("nft")
+	if err != nil {
+		return ""
+	}
+	out, err := exec.CommandContext(ctx, path, "--version").Output()
+	fields := strings.Fields(string(out))
+	if err != nil || len(fields) < 2 {
+		return "unknown"
+	}
+	return strings.TrimPrefix(fields[1], "v")
+}
+
+// parseMeminfo reads /proc/meminfo. A kernel without swap has no lines for it.
+func parseMeminfo(data []byte) (Memory, error) {
+	values := map[string]int64{}
+	for line := range strings.Lines(string(data)) {
+		name, value, _ := strings.Cut(line, ":")
+		kib, isKiB := strings.CutSuffix(strings.TrimSpace(value), " kB")
+		if !isKiB {
+			continue
+		}
+		n, err := strconv.ParseInt(kib, 10, 64)
+		if err != nil {
+			return Memory{}, fmt.Errorf("cannot read the free memory: %w", err)
+		}
+		values[name] = n << 10
+	}
+	if _, ok := values["MemAvailable"]; !ok {
+		return Memory{}, errors.New("cannot read the free memory: /proc/meminfo has no MemAvailable")
+	}
+	return Memory{
+		Total: values["MemTotal"], Available: values["MemAvailable"],
+		SwapTotal: values["SwapTotal"], SwapFree: values["SwapFree"],
+	}, nil
+}

@@ -1,0 +1,103 @@
+package host
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"os"
+	"path/filepath"
+	"time"
+
+	"golang.org/x/sys/unix"
+)
+
+// fsyncBytes is about the size of an entry in the log of a Kubernetes
+// cluster's etcd.
+const fsyncBytes = 2 << 10
+
+// FsyncTimes writes n times 2 KiB to the end of a temporary file in dir, each
+// write followed by fdatasync, and returns how long each fdatasync took with
+// its write: what etcd does for each entry of its log. It blocks until then or until ctx ends,
+// between two writes; the file is removed in any case. The times measured
+// until an error are returned with it.
+func FsyncTimes(ctx context.Context, dir string, n int) (times []time.Duration, err error) {
+	f, err := os.CreateTemp(dir, ".kuorum-fsync-*")
+	if err != nil {
+		return nil, fmt.Errorf("cannot measure the disk: %w", err)
+	}
+	defer func() { err = errors.Join(err, f.Close(), os.Remove(f.Name())) }()
+	// Zeros might be left out by a disk that compresses.
+	data := make([]byte, fsyncBytes)
+	for i := range data {
+		data[i] = byte(i*i + i>>3)
+	}
+	for range n {
+		if ctx.Err() != nil {
+			return times, context.Cause(ctx)
+		}
+		start := time.Now()
+		if _, err := f.Write(data); err != nil {
+			return times, fmt.Errorf("cannot measure the disk: %w", err)
+		}
+		if err := retry(func() error { return unix.Fdatasync(int(f.Fd())) }); err != nil {
+			return times, fmt.Errorf("cannot measure the disk: fdatasync of %s: %w", f.Name(), err)
+		}
+		times = append(times, time.Since(start))
+	}
+	return times, nil
+}
+
+// Clock is what the kernel knows about its own clock (adjtimex(2)).
+type Clock struct {
+	Synchronised bool          // somebody keeps it by a reference, and says so
+	MaxError     time.Duration // by how much it may be off; without meaning when not Synchronised
+}
+
+// ReadClock asks the kernel how its clock is kept. It changes nothing and needs
+// no rights.
+func ReadClock() (Clock, error) {
+	var t unix.Timex
+	state, err := unix.Adjtimex(&t)
+	if err != nil {
+		return Clock{}, fmt.Errorf("cannot ask the kernel about its clock: %w", err)
+	}
+	return Clock{
+		Synchronised: state != unix.TIME_ERROR && t.Status&unix.STA_UNSYNC == 0,
+		MaxError:     time.Duration(t.Maxerror) * time.Microsecond,
+	}, nil
+}
+
+// KernelRelease is what uname -r prints.
+func KernelRelease() (string, error) {
+	var u unix.Utsname
+	if err := unix.Uname(&u); err != nil {
+		return "", fmt.Errorf("cannot ask for the kernel's release: %w", err)
+	}
+	return unix.ByteSliceToString(u.Release[:]), nil
+}
+
+// TryOverlay mounts an overlay whose upper directory is below dir and writes a
+// file through it, in a mount namespace that ends with the call: no mount is
+// seen by others, and nothing of it stays. It needs root's rights.
+func TryOverlay(dir string) (err error) {
+	top, err := os.MkdirTemp(dir, ".kuorum-overlay-*")
+	if err != nil {
+		return fmt.Errorf("cannot try an overlay: %w", err)
+	}
+	defer func() { err = errors.Join(err, os.RemoveAll(top)) }()
+	return elsewhere(unix.CLONE_NEWNS, func() error {
+		if err := mount("", "/", "", unix.MS_REC|unix.MS_PRIVATE, ""); err != nil {
+			return err
+		}
+		path := func(name string) string { return filepath.Join(top, name) }
+		for _, name := range []string{"lower", "upper", "work", "root"} {
+			if err := os.Mkdir(path(name), 0o700); err != nil {
+				return err
+			}
+		}
+		if err := mount("overlay", path("root"), "overlay", 0, "lowerdir="+path("lower")+",upperdir="+path("upper")+",workdir="+path("work")); err != nil {
+			return err
+		}
+		return os.WriteFile(filepath.Join(path("root"), "file"), nil, 0o600)
+	})
+}
