@@ -124,7 +124,7 @@ type patient struct {
 }
 
 // patient finds out what this machine is.
-func (a *app) patient(pre bool) (patient, error) { //nolint:revive // a flag of the command line
+func (a *app) patient(pre bool) (patient, error) {
 	disk, err := membership.Read(component.EtcDir)
 	switch {
 	case errors.Is(err, membership.ErrNoNode) && pre:

@@ -80,8 +80,8 @@ func TestPorts(t *testing.T) {
 	}
 }
 
-// TestSharedFilesAndLogsAreAll: a new file or log is put on the list, or left
-// out on purpose.
+// TestSharedFilesAndLogsAreAll: whoever adds a file or log decides here whether
+// it may be shown.
 func TestSharedFilesAndLogsAreAll(t *testing.T) {
 	files, logs := map[string]bool{}, map[string]bool{AgentLog: true}
 	for _, c := range For(testMachine(t, "cp1")) {

@@ -180,16 +180,15 @@ func Offsets(reports []cluster.NodeReport, self string) Check {
 		return c.skipped("no other node answers")
 	}
 	c.Measured = strings.Join(figures, ", ")
-	state := StateOK
-	switch offset := time.Duration(worst.ClockOffset).Abs(); {
-	case offset > advise.ClockCritical:
-		state = StateFailed
-	case offset > advise.ClockWarning:
-		state = StateWarning
-	default:
+	offset := time.Duration(worst.ClockOffset).Abs()
+	if offset <= advise.ClockWarning {
 		return c
 	}
-	return c.found(state, fmt.Sprintf("the clocks of this machine and %s differ by %s", worst.Name, short(time.Duration(worst.ClockOffset).Abs())),
+	state := StateWarning
+	if offset > advise.ClockCritical {
+		state = StateFailed
+	}
+	return c.found(state, fmt.Sprintf("the clocks of this machine and %s differ by %s", worst.Name, short(offset)),
 		"Set the clock that is wrong, by NTP: the check clock says how this one is kept.")
 }
 

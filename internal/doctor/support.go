@@ -90,7 +90,7 @@ func (a *archive) addSource(s Source) error {
 		fmt.Fprintf(&a.notes, "%s: %v\n", s.Name, err)
 		return nil
 	}
-	defer root.Close()
+	defer func() { _ = root.Close() }() // it was only read
 	for _, pattern := range s.Files {
 		found, err := fs.Glob(root.FS(), pattern)
 		if err != nil {

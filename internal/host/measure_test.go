@@ -121,7 +121,7 @@ func TestPortsOnThisMachine(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	defer conn.Close()
+	defer func() { _ = conn.Close() }()
 	tcp, udp := ln.Addr().String(), conn.LocalAddr().String()
 	all, err := Listeners()
 	if err != nil {
