@@ -209,10 +209,14 @@ func (s *Service) takeBack(ctx context.Context, j join, revision int64) error {
 	if errors.Is(err, errSettled) {
 		return nil
 	}
-	if err == nil {
-		s.Log.Warn("a join was taken back", "node", j.Name, "votes", voter)
+	if err != nil {
+		return err
 	}
-	return err
+	s.Log.Warn("a join was taken back", "node", j.Name, "votes", voter)
+	if j.Replaces != nil || voter {
+		return nil
+	}
+	return s.DeleteNode(ctx, j.Name) // its kubelet may have registered already
 }
 
 // before is the spec without what a join changed in it.
