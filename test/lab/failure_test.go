@@ -114,6 +114,7 @@ func TestAgentDiesAlone(t *testing.T) {
 type writer struct {
 	maps   typed.ConfigMapInterface
 	prefix string
+	every  time.Duration
 
 	mu    sync.Mutex
 	acked []string
@@ -134,7 +135,7 @@ func (w *writer) run(ctx context.Context) {
 		}
 		select {
 		case <-ctx.Done():
-		case <-time.After(20 * time.Millisecond):
+		case <-time.After(w.every):
 		}
 	}
 }
@@ -178,7 +179,7 @@ func TestAnyServerMayLosePower(t *testing.T) {
 	for _, name := range []string{"cp1", "cp2", "cp3"} {
 		t.Run(name, func(t *testing.T) {
 			l.awaitReady(t)
-			w := &writer{maps: l.client(t).ConfigMaps("default"), prefix: "power-" + name}
+			w := &writer{maps: l.client(t).ConfigMaps("default"), prefix: "power-" + name, every: 20 * time.Millisecond}
 			ctx, cancel := context.WithCancel(t.Context())
 			var done sync.WaitGroup
 			done.Go(func() { w.run(ctx) })
