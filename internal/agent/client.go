@@ -88,15 +88,16 @@ func (c *Client) Reports(ctx context.Context, nodes []cluster.Node) []cluster.No
 }
 
 func (c *Client) get(ctx context.Context, address, path string, into any) error {
-	return c.Call(ctx, address, http.MethodGet, path, nil, into)
+	return c.Call(ctx, address, path, nil, into)
 }
 
-// Call sends in as JSON to the agent at address, unless it is nil, and reads
-// its answer into out, unless that is nil. It blocks until ctx ends. What the
-// agent refuses is a *cluster.Problem, word for word.
-func (c *Client) Call(ctx context.Context, address, method, path string, in, out any) error {
-	var body io.Reader
+// Call posts in as JSON to the agent at address, or gets if it is nil, and
+// reads its answer into out, unless that is nil. It blocks until ctx ends. What
+// the agent refuses is a *cluster.Problem, word for word.
+func (c *Client) Call(ctx context.Context, address, path string, in, out any) error {
+	method, body := http.MethodGet, io.Reader(nil)
 	if in != nil {
+		method = http.MethodPost
 		data, err := json.Marshal(in)
 		if err != nil {
 			return fmt.Errorf("cannot ask the agent at %s: %w", address, err)

@@ -4,7 +4,6 @@ import (
 	"context"
 	"errors"
 	"fmt"
-	"net/http"
 	"time"
 
 	"github.com/spf13/cobra"
@@ -64,7 +63,7 @@ func rebuild(ctx context.Context, t target, node cluster.Node) error {
 	}
 	limited, cancel := context.WithTimeout(ctx, rebuildCall)
 	defer cancel()
-	err = agents.Call(limited, node.Address, http.MethodPost, membership.RebuildPath, struct{}{}, nil)
+	err = agents.Call(limited, node.Address, membership.RebuildPath, struct{}{}, nil)
 	if _, refused := errors.AsType[*cluster.Problem](err); err == nil || refused {
 		return err
 	}

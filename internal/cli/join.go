@@ -6,7 +6,6 @@ import (
 	"fmt"
 	"io/fs"
 	"net"
-	"net/http"
 	"os"
 	"syscall"
 	"time"
@@ -102,7 +101,7 @@ func addressTowards(server string) (string, error) {
 	if err != nil {
 		return "", &cluster.Problem{What: fmt.Sprintf("there is no way to %s", server), Err: err, Do: "check the address, or name this machine's own: --address"}
 	}
-	defer conn.Close()
+	defer func() { _ = conn.Close() }() // nothing was written
 	host, _, err := net.SplitHostPort(conn.LocalAddr().String())
 	return host, err
 }
@@ -159,7 +158,7 @@ cluster.yaml and of Kubernetes. Then its components stop, and what it kept is mo
 func (a *app) leaveAlone(ctx context.Context) error {
 	agents, err := membership.NodeClient(component.EtcDir)
 	if err == nil {
-		err = agents.Call(ctx, "127.0.0.1", http.MethodPost, membership.LeavePath, nil, nil)
+		err = agents.Call(ctx, "127.0.0.1", membership.LeavePath, struct{}{}, nil)
 	}
 	switch {
 	case err == nil:

@@ -4,7 +4,6 @@ import (
 	"context"
 	"errors"
 	"fmt"
-	"net/http"
 	"time"
 
 	"github.com/spf13/cobra"
@@ -180,7 +179,7 @@ func inCluster(ctx context.Context, t target, name string) bool {
 	limited, cancel := context.WithTimeout(ctx, callPatience)
 	defer cancel()
 	var spec cluster.Spec
-	if err := t.call(limited, http.MethodGet, membership.SpecPath, nil, &spec, name); err != nil {
+	if err := t.call(limited, membership.SpecPath, nil, &spec, name); err != nil {
 		spec = *t.spec
 	}
 	_, ok := spec.Node(name)

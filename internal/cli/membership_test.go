@@ -182,7 +182,7 @@ func TestCall(t *testing.T) {
 			f := newFakeServers(t, strings.Fields(test.live)...)
 			f.tells = test.tells
 			got := ""
-			err := f.target.call(t.Context(), http.MethodPost, "/x", "in", &got, test.but...)
+			err := f.target.call(t.Context(), "/x", "in", &got, test.but...)
 			asked := strings.Join(f.asked, " ")
 			if asked != test.asked || exitOf(err) != test.code || err != nil && !strings.Contains(err.Error(), test.says) {
 				t.Errorf("asked %q: %v", asked, err)

@@ -3,7 +3,6 @@ package cli
 import (
 	"context"
 	"fmt"
-	"net/http"
 	"time"
 
 	"github.com/spf13/cobra"
@@ -93,13 +92,13 @@ func removeSteps(t target, r removal) []step.Step {
 }
 
 // askRemoval asks any server but the one that is to go.
-func askRemoval(ctx context.Context, t target, r removal, dry bool) (membership.Removed, error) { //nolint:revive // as in membership.Removal
+func askRemoval(ctx context.Context, t target, r removal, dry bool) (membership.Removed, error) {
 	var sums membership.Removed
 	if servers := t.spec.Servers(); len(servers) == 1 && servers[0].Name == r.name {
 		return sums, &cluster.Problem{
 			What: r.name + " is the only server", Why: "a cluster needs one", Do: "kuorum join on another machine first", Exit: cluster.ExitRefused,
 		}
 	}
-	err := t.call(ctx, http.MethodPost, membership.RemovePath, membership.Removal{Name: r.name, Force: r.force, Dry: dry}, &sums, r.name)
+	err := t.call(ctx, membership.RemovePath, membership.Removal{Name: r.name, Force: r.force, Dry: dry}, &sums, r.name)
 	return sums, err
 }

@@ -34,7 +34,7 @@ type target struct {
 // call asks one server after the other until one answers. What one refuses,
 // the others would refuse as well; one that has no quorum, or may not be asked,
 // is passed over.
-func (t target) call(ctx context.Context, method, path string, in, out any, but ...string) error {
+func (t target) call(ctx context.Context, path string, in, out any, but ...string) error {
 	agents, err := t.agents()
 	if err != nil {
 		return err
@@ -44,7 +44,7 @@ func (t target) call(ctx context.Context, method, path string, in, out any, but 
 		if slices.Contains(but, n.Name) {
 			continue
 		}
-		err := agents.Call(ctx, n.Address, method, path, in, out)
+		err := agents.Call(ctx, n.Address, path, in, out)
 		problem, refused := errors.AsType[*cluster.Problem](err)
 		if err == nil || refused && problem.ExitCode() != cluster.ExitNoQuorum {
 			return err

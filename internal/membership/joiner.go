@@ -5,7 +5,6 @@ import (
 	"crypto/tls"
 	"errors"
 	"fmt"
-	"net/http"
 	"os"
 	"path/filepath"
 	"time"
@@ -125,7 +124,7 @@ func (j *Joiner) ask(ctx context.Context, nonce string) error {
 		if err != nil {
 			return err
 		}
-		err = agents.Call(limited, server, http.MethodPost, CheckPath, j.request(nonce), &j.plan)
+		err = agents.Call(limited, server, CheckPath, j.request(nonce), &j.plan)
 		if err == nil {
 			j.agents, j.server = agents, server
 			return nil
@@ -161,7 +160,7 @@ func (j *Joiner) join(ctx context.Context) error {
 	}
 	limited, cancel := context.WithTimeout(ctx, admitPatience)
 	defer cancel()
-	err := j.agents.Call(limited, j.server, http.MethodPost, JoinPath, r, &j.admission)
+	err := j.agents.Call(limited, j.server, JoinPath, r, &j.admission)
 	if err == nil {
 		return nil
 	}
@@ -175,7 +174,7 @@ func (j *Joiner) join(ctx context.Context) error {
 func (j *Joiner) cancel(ctx context.Context) error {
 	limited, done := context.WithTimeout(context.WithoutCancel(ctx), checkPatience)
 	defer done()
-	if err := j.agents.Call(limited, j.server, http.MethodPost, CancelPath, j.request(""), nil); err != nil {
+	if err := j.agents.Call(limited, j.server, CancelPath, j.request(""), nil); err != nil {
 		return fmt.Errorf("the cluster takes the join back by itself within %v; it could not be told: %w", joinLife, err)
 	}
 	return nil
@@ -220,7 +219,7 @@ func (j *Joiner) await(ctx context.Context) error {
 	if err != nil {
 		return err
 	}
-	return Finish(ctx, agents, j.admission.Spec.Servers(), j.Node, j.Status, j.Tell)
+	return Finish{Agents: agents, Servers: j.admission.Spec.Servers(), Self: j.Node, Status: j.Status, Tell: j.Tell}.Run(ctx)
 }
 
 func (j *Joiner) awaitReady(ctx context.Context) error {
@@ -242,15 +241,26 @@ func (j *Joiner) awaitReady(ctx context.Context) error {
 	}
 }
 
-// Finish reports a joining node's state to a server until its join has come to
-// its end: its member votes, its components are ready. It blocks until then,
-// until ctx ends, or until the cluster has taken the join back.
-func Finish(ctx context.Context, agents *agent.Client, servers []cluster.Node, self cluster.Node, status func(context.Context) (cluster.NodeStatus, error), tell func(Progress)) error {
+// Finish brings the join of a node to its end: it reports the node's state to
+// the servers until its member votes, or a worker's components are ready.
+type Finish struct {
+	Agents  *agent.Client
+	Servers []cluster.Node // the node itself is passed over
+	Self    cluster.Node
+	// Status is what the node's own agent says.
+	Status func(context.Context) (cluster.NodeStatus, error)
+	// Tell is called with each answer.
+	Tell func(Progress)
+}
+
+// Run blocks until the join has come to its end, until ctx ends, or until the
+// cluster has taken the join back.
+func (f Finish) Run(ctx context.Context) error {
 	tick := time.NewTicker(progressEvery)
 	defer tick.Stop()
 	var last error
 	for {
-		p, err := report(ctx, agents, servers, self, status)
+		p, err := f.report(ctx)
 		if err == nil && p.Done {
 			return nil
 		}
@@ -258,14 +268,14 @@ func Finish(ctx context.Context, agents *agent.Client, servers []cluster.Node, s
 			return err
 		}
 		if err == nil {
-			tell(p)
+			f.Tell(p)
 			err = errors.New(p.Waits)
 		}
 		last = err
 		select {
 		case <-ctx.Done():
 			return &cluster.Problem{
-				What: self.Name + " has not joined yet: it goes on by itself", Err: last,
+				What: f.Self.Name + " has not joined yet: it goes on by itself", Err: last,
 				Do: "kuorum status --wait", Exit: cluster.ExitTimeout,
 			}
 		case <-tick.C:
@@ -274,20 +284,20 @@ func Finish(ctx context.Context, agents *agent.Client, servers []cluster.Node, s
 }
 
 // report is one sign of life, to the first server that takes it.
-func report(ctx context.Context, agents *agent.Client, servers []cluster.Node, self cluster.Node, status func(context.Context) (cluster.NodeStatus, error)) (Progress, error) {
-	r := Report{Name: self.Name}
-	s, err := status(ctx)
+func (f Finish) report(ctx context.Context) (Progress, error) {
+	r := Report{Name: f.Self.Name}
+	s, err := f.Status(ctx)
 	if err == nil {
 		r.Ready, r.Etcd = s.Ready, s.Etcd
 	}
 	var silent []error
-	for _, server := range servers {
-		if server.Name == self.Name {
+	for _, server := range f.Servers {
+		if server.Name == f.Self.Name {
 			continue
 		}
 		var p Progress
 		limited, cancel := context.WithTimeout(ctx, checkPatience)
-		err := agents.Call(limited, server.Address, http.MethodPost, ProgressPath, r, &p)
+		err := f.Agents.Call(limited, server.Address, ProgressPath, r, &p)
 		cancel()
 		problem, refused := errors.AsType[*cluster.Problem](err)
 		if err == nil || refused && problem.ExitCode() == cluster.ExitRefused {

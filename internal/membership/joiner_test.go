@@ -189,7 +189,10 @@ func TestFinish(t *testing.T) {
 	var told []Progress
 	finish := func(ctx context.Context) error {
 		ready := func(context.Context) (cluster.NodeStatus, error) { return cluster.NodeStatus{Ready: true}, nil }
-		return Finish(ctx, agent.NewClient(config, nil), v.spec.Servers(), cp3, ready, func(p Progress) { told = append(told, p) })
+		return Finish{
+			Agents: agent.NewClient(config, nil), Servers: v.spec.Servers(), Self: cp3, Status: ready,
+			Tell: func(p Progress) { told = append(told, p) },
+		}.Run(ctx)
 	}
 	answers <- &cluster.Problem{What: "no quorum", Exit: cluster.ExitNoQuorum} // goes away
 	answers <- Progress{Percent: 7, Waits: "it has not caught up"}

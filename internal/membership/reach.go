@@ -126,7 +126,7 @@ func hear(ctx context.Context, address, nonce string) error {
 	if err != nil {
 		return err
 	}
-	defer conn.Close()
+	defer func() { _ = conn.Close() }() // nothing was written
 	if err := conn.SetReadDeadline(time.Now().Add(dialPatience)); err != nil {
 		return err
 	}

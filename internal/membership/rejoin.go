@@ -4,7 +4,6 @@ import (
 	"context"
 	"errors"
 	"fmt"
-	"net/http"
 
 	"kuorum/internal/agent"
 	"kuorum/internal/cluster"
@@ -105,7 +104,7 @@ func AskRejoin(ctx context.Context, agents *agent.Client, servers []cluster.Node
 		}
 		var initial component.InitialCluster
 		limited, cancel := context.WithTimeout(ctx, admitPatience)
-		err := agents.Call(limited, server.Address, http.MethodPost, RejoinPath, RejoinRequest{Name: self}, &initial)
+		err := agents.Call(limited, server.Address, RejoinPath, RejoinRequest{Name: self}, &initial)
 		cancel()
 		problem, refused := errors.AsType[*cluster.Problem](err)
 		if err == nil || refused && problem.ExitCode() != cluster.ExitNoQuorum {

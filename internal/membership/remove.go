@@ -116,7 +116,7 @@ func (s *Service) takeOver(ctx context.Context, node cluster.Node, own string) e
 	if err != nil {
 		return err
 	}
-	defer leader.Close()
+	defer func() { _ = leader.Close() }() // nothing was written
 	limited, cancel := context.WithTimeout(ctx, 3*time.Second)
 	defer cancel()
 	if err := leader.MoveLeader(limited, own); err != nil {

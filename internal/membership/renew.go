@@ -4,7 +4,6 @@ import (
 	"context"
 	"errors"
 	"fmt"
-	"net/http"
 	"path"
 	"strings"
 	"time"
@@ -43,8 +42,8 @@ func (s *Service) Renew(ctx context.Context, r Renewal) (Admission, error) {
 // RenewWorker returns new files for a worker when one of the certificates in
 // have is due, and nothing otherwise. It makes new keys and asks one server
 // after the other to sign.
-func RenewWorker(ctx context.Context, agents *agent.Client, spec *cluster.Spec, node cluster.Node, have map[string][]byte, now time.Time) ([]pki.File, error) {
-	if !anyDue(have, now) {
+func RenewWorker(ctx context.Context, agents *agent.Client, spec *cluster.Spec, node cluster.Node, have map[string][]byte) ([]pki.File, error) {
+	if !anyDue(have, time.Now()) {
 		return nil, nil
 	}
 	keys, err := pki.NewNodeKeys(node.Role)
@@ -59,7 +58,7 @@ func RenewWorker(ctx context.Context, agents *agent.Client, spec *cluster.Spec, 
 	for _, server := range spec.Servers() {
 		var signed Admission
 		limited, cancel := context.WithTimeout(ctx, checkPatience)
-		err := agents.Call(limited, server.Address, http.MethodPost, RenewPath, Renewal{Name: node.Name, Requests: requests}, &signed)
+		err := agents.Call(limited, server.Address, RenewPath, Renewal{Name: node.Name, Requests: requests}, &signed)
 		cancel()
 		if err != nil {
 			silent = append(silent, fmt.Errorf("%s: %s", server.Name, agent.Explain(err)))

@@ -4,7 +4,6 @@ import (
 	"bytes"
 	"context"
 	"errors"
-	"net/http"
 	"time"
 
 	"kuorum/internal/cluster"
@@ -97,7 +96,7 @@ func (a *Agent) askSpec(ctx context.Context) {
 		}
 		var spec cluster.Spec
 		limited, cancel := context.WithTimeout(ctx, askPatience)
-		err := a.agents.Call(limited, server.Address, http.MethodGet, membership.SpecPath, nil, &spec)
+		err := a.agents.Call(limited, server.Address, membership.SpecPath, nil, &spec)
 		cancel()
 		if err != nil {
 			continue
@@ -169,7 +168,9 @@ func (a *Agent) finishJoin(ctx context.Context) {
 		return
 	}
 	status := func(ctx context.Context) (cluster.NodeStatus, error) { return a.Status(ctx), nil }
-	err := membership.Finish(ctx, a.agents, a.spec.Load().Servers(), a.machine.Node, status, func(membership.Progress) {})
+	err := membership.Finish{
+		Agents: a.agents, Servers: a.spec.Load().Servers(), Self: a.machine.Node, Status: status, Tell: func(membership.Progress) {},
+	}.Run(ctx)
 	if ctx.Err() != nil {
 		return
 	}

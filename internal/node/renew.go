@@ -84,7 +84,7 @@ func (a *Agent) renewOnce(ctx context.Context) ([]string, error) {
 func (a *Agent) renewed(ctx context.Context, have map[string][]byte) ([]pki.File, error) {
 	spec := a.spec.Load()
 	if a.server == nil {
-		return membership.RenewWorker(ctx, a.agents, spec, a.machine.Node, have, time.Now())
+		return membership.RenewWorker(ctx, a.agents, spec, a.machine.Node, have)
 	}
 	set, err := membership.Keys(component.EtcDir)
 	if err != nil {

@@ -44,13 +44,13 @@ func (l *lab) unchanged(t *testing.T, limit time.Duration, before shape) {
 	t.Logf("as it was after %v", time.Since(begin).Round(100*time.Millisecond))
 }
 
-// awaitMembers waits until everybody agrees on who is a server and who a
-// worker: status, etcd, Kubernetes.
-func (l *lab) awaitMembers(t *testing.T, servers []string, workers ...string) {
+// awaitMembers waits until everybody agrees on who the servers are, and that
+// there are no workers: status, etcd, Kubernetes.
+func (l *lab) awaitMembers(t *testing.T, servers []string) {
 	t.Helper()
 	eventually(t, time.Minute, func() error {
 		s := l.status(t)
-		if s.State != "healthy" || len(s.causes()) > 0 || s.Quorum.Voters != len(servers) {
+		if len(s.causes()) > 0 || s.Quorum.Voters != len(servers) {
 			return fmt.Errorf("it is %s, %+v, with %q", s.State, s.Quorum, s.causes())
 		}
 		var voters, nodes []string
@@ -64,7 +64,7 @@ func (l *lab) awaitMembers(t *testing.T, servers []string, workers ...string) {
 		}
 		slices.Sort(voters)
 		slices.Sort(nodes)
-		all := slices.Sorted(slices.Values(slices.Concat(servers, workers)))
+		all := slices.Sorted(slices.Values(servers))
 		ready := l.kubectl(t, "get", "nodes", "-o", `jsonpath={range .items[?(@.status.conditions[-1].status=="True")]}{.metadata.name} {end}`)
 		if diff := cmp.Diff([][]string{slices.Sorted(slices.Values(servers)), all, all}, [][]string{voters, nodes, strings.Fields(ready)}); diff != "" {
 			return errors.New("they do not agree (-want +have):\n" + diff)
