@@ -67,6 +67,7 @@ func (n *labAddition) run(ctx context.Context) error {
 		return err
 	}
 	steps := []step.Step{
+		{Name: "check this host", Do: func(ctx context.Context) error { return l.CheckRoom(ctx, n.node.Role) }},
 		{Name: "make a join token", Do: n.makeToken},
 		{Name: "add machine " + n.node.Name, Do: n.addMachine},
 		{Name: "kuorum join, on " + n.node.Name, Do: n.join},

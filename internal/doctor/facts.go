@@ -26,12 +26,16 @@ type Facts struct {
 	Memory      Memory
 	Processors  int
 	Disk        Disk
+	Inotify     Inotify
 	Root        bool // we have root's rights
 	LowerOOM    bool // we may protect programs from the kernel's killer
 }
 
 // Memory of a machine, in bytes.
 type Memory struct{ Total, Available, SwapTotal, SwapFree int64 }
+
+// Inotify is how many instances root's processes hold, and may hold.
+type Inotify struct{ Used, Limit int }
 
 // Disk is the file system that a directory is on, or will be.
 type Disk struct {
@@ -68,6 +72,9 @@ func Measure(ctx context.Context, dir string) (Facts, error) {
 		return f, fmt.Errorf("cannot read the free memory: %w", err)
 	}
 	if f.Memory, err = parseMeminfo(meminfo); err != nil {
+		return f, err
+	}
+	if f.Inotify.Used, f.Inotify.Limit, err = host.Inotify(); err != nil {
 		return f, err
 	}
 	f.Disk, err = measureDisk(dir)

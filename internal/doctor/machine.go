@@ -26,7 +26,7 @@ func (f Facts) System() []Check {
 // Space is whether there is room for what is needed. `kuorum up` asks for the
 // same.
 func (f Facts) Space(need Need) []Check {
-	return []Check{f.memory(need), f.disk(need)}
+	return []Check{f.memory(need), f.disk(need), f.inotify(need)}
 }
 
 // More is what is good to know beside System and Space.
@@ -134,6 +134,22 @@ func (f Facts) processors(need Need) Check {
 		return c.found(StateWarning, fmt.Sprintf("%s should have %d processors", need.For, need.Processors), "Give the machine more processors.")
 	}
 	return c
+}
+
+// inotify runs out unseen: programs start, and then say "too many open files"
+// of a limit that nobody thinks of.
+func (f Facts) inotify(need Need) Check {
+	free := f.Inotify.Limit - f.Inotify.Used
+	c := Check{
+		Name: "inotify", State: StateOK, Measured: fmt.Sprintf("%d of %d instances free", free, f.Inotify.Limit),
+		Why: "kubelet, kube-apiserver and others watch their files with it, and end without",
+	}
+	if free >= need.Inotify {
+		return c
+	}
+	return c.found(StateFailed,
+		fmt.Sprintf("there are too few inotify instances for %s: %s %d, %d of %d are free", need.For, need.Who, need.Inotify, free, f.Inotify.Limit),
+		fmt.Sprintf("sysctl -w fs.inotify.max_user_instances=%d    (and a file in /etc/sysctl.d to keep it)", max(512, 2*f.Inotify.Limit)))
 }
 
 func (f Facts) swap() Check {

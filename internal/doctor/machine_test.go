@@ -22,7 +22,7 @@ func goodFacts() Facts {
 	return Facts{
 		Release: "6.1.0-26-amd64", Overlay: true, Nft: "1.0.6", Controllers: []string{"cpu", "cpuset", "io", "memory", "pids"},
 		Memory: Memory{Total: 8 * gib, Available: 6 * gib}, Processors: 4,
-		Disk: Disk{Dir: "/var/lib", Kind: "ext4", Free: 50 * gib, Size: 100 * gib}, Root: true, LowerOOM: true,
+		Disk: Disk{Dir: "/var/lib", Kind: "ext4", Free: 50 * gib, Size: 100 * gib}, Root: true, LowerOOM: true, Inotify: Inotify{Used: 20, Limit: 128},
 	}
 }
 
@@ -60,6 +60,8 @@ func TestMachine(t *testing.T) {
 		{"one processor", func(f *Facts) { f.Processors = 1 }, "warning processors: a server should have 2 processors"},
 		{"swap that is not used", func(f *Facts) { f.Memory.SwapTotal, f.Memory.SwapFree = gib, gib }, "ok swap: swap is on"},
 		{"swap that is used", func(f *Facts) { f.Memory.SwapTotal, f.Memory.SwapFree = gib, gib-101*mib }, "warning swap: programs of this machine are swapped out"},
+		{"few inotify instances", func(f *Facts) { f.Inotify.Used = 109 }, "failed inotify: there are too few inotify instances for a server: a server needs 20, 19 of 128 are free"},
+		{"just enough of them", func(f *Facts) { f.Inotify.Used = 108 }, ""},
 		{"no capability", func(f *Facts) { f.LowerOOM = false }, "ok rights: programs cannot be protected from the kernel's killer"},
 		{"not root", func(f *Facts) { f.Root = false }, "warning rights: what needs root was skipped"},
 	} {

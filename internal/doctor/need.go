@@ -39,6 +39,7 @@ type Need struct {
 	Processors int
 	MemoryDo   string
 	DiskDo     string
+	Inotify    int // instances that must be free
 }
 
 // Amount of what a machine has, in bytes.
@@ -53,16 +54,38 @@ func LabNeed(spec *cluster.Spec) Need {
 			Memory: int64(serverMemory*len(spec.Servers()) + workerMemory*len(spec.Workers())),
 			Disk:   int64(machineDisk * machines),
 		},
+		Inotify:  inotifyServer*len(spec.Servers()) + inotifyWorker*len(spec.Workers()),
 		MemoryDo: "kuorum up --servers 1    (or end something else)",
 		DiskDo:   "free some space there, or use another disk: KUORUM_STATE=/other/disk/kuorum",
 	}
 }
 
+// MachineNeed is what one more machine of a lab takes.
+func MachineNeed(role cluster.Role) Need {
+	need := Need{
+		For: "one more machine", Who: "it needs",
+		Free: Amount{Memory: serverMemory, Disk: machineDisk}, Inotify: inotifyServer,
+		MemoryDo: "kuorum lab remove a machine, or end something else.",
+		DiskDo:   "free some space there",
+	}
+	if role == cluster.RoleWorker {
+		need.Free.Memory, need.Inotify = workerMemory, inotifyWorker
+	}
+	return need
+}
+
+// Instances of inotify that the programs of a machine hold when they are
+// settled: measured, and a few more for what starts.
+const (
+	inotifyServer = 20
+	inotifyWorker = 10
+)
+
 // ServerNeed is what a machine should have that is to become a server.
 func ServerNeed() Need {
 	return Need{
 		For: "a server", Who: "a server needs",
-		Free:  Amount{Memory: serverMemory, Disk: machineDisk},
+		Free: Amount{Memory: serverMemory, Disk: machineDisk}, Inotify: inotifyServer,
 		Total: Amount{Memory: ownMemory, Disk: ownDisk}, Processors: ownProcessors,
 		MemoryDo: "End something else, or give the machine more memory.",
 		DiskDo:   "Free some space there, or mount a larger disk there.",

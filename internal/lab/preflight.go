@@ -35,6 +35,15 @@ func checkHost(ctx context.Context, root string, spec *cluster.Spec, l *Lab) err
 	return doctor.OverlayDisk(facts.Disk.Dir, host.TryOverlay(facts.Disk.Dir)).Problem()
 }
 
+// CheckRoom refuses a further machine that this host has no room for.
+func (l *Lab) CheckRoom(ctx context.Context, role cluster.Role) error {
+	facts, err := doctor.Measure(ctx, l.dir)
+	if err != nil {
+		return err
+	}
+	return doctor.FirstProblem(facts.Space(doctor.MachineNeed(role)))
+}
+
 // RequireRoot refuses to go on without root's rights; command is what to call
 // with them.
 func RequireRoot(command string) error {

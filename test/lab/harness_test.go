@@ -117,6 +117,17 @@ func threeServers(t *testing.T) *lab {
 	return tests.shared
 }
 
+// restShared stops the shared lab for the time of one test that needs more of
+// the host than is left beside it.
+func restShared(t *testing.T) {
+	t.Helper()
+	if tests.shared == nil {
+		return
+	}
+	kuorum(t, "down", "--keep", tests.shared.name)
+	t.Cleanup(func() { kuorum(t, "up", tests.shared.name) })
+}
+
 // ownLab brings a lab of its own up for one test.
 func ownLab(t *testing.T, name string, args ...string) *lab {
 	t.Helper()

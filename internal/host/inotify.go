@@ -1,0 +1,43 @@
+package host
+
+import (
+	"fmt"
+	"os"
+	"path/filepath"
+	"strconv"
+	"strings"
+	"syscall"
+)
+
+// Inotify is how many instances of inotify all processes of root hold, and how
+// many they may (inotify(7)). The kernel counts them per user, across all
+// containers and namespaces that have no user namespace of their own.
+func Inotify() (used, limit int, err error) {
+	text, err := os.ReadFile("/proc/sys/fs/inotify/max_user_instances")
+	if err != nil {
+		return 0, 0, fmt.Errorf("cannot read the limit of inotify: %w", err)
+	}
+	if limit, err = strconv.Atoi(strings.TrimSpace(string(text))); err != nil {
+		return 0, 0, fmt.Errorf("cannot read the limit of inotify: %w", err)
+	}
+	links, err := filepath.Glob("/proc/[0-9]*/fd/*")
+	if err != nil {
+		return 0, 0, fmt.Errorf("cannot count what uses inotify: %w", err)
+	}
+	for _, link := range links {
+		if to, err := os.Readlink(link); err == nil && to == "anon_inode:inotify" && rootOwns(link) {
+			used++
+		}
+	}
+	return used, limit, nil
+}
+
+// rootOwns tells whether the process whose descriptor that is runs as root.
+func rootOwns(link string) bool {
+	process, err := os.Stat(filepath.Dir(filepath.Dir(link)))
+	if err != nil {
+		return false
+	}
+	stat, ok := process.Sys().(*syscall.Stat_t)
+	return ok && stat.Uid == 0
+}
