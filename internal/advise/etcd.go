@@ -223,7 +223,7 @@ func (v *view) notMembers() []cluster.Finding {
 			Node:     r.Name,
 			What:     fmt.Sprintf("%s is a server, and its etcd is no member", r.Name),
 			Why:      why,
-			Do:       "kuorum logs " + r.Name + " etcd",
+			Do:       "kuorum etcd rebuild " + r.Name,
 		})
 	}
 	return all

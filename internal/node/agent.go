@@ -215,6 +215,9 @@ func (a *Agent) Run(ctx context.Context) error {
 		return nil
 	})
 	err := group.Wait()
+	if a.server != nil {
+		defer func() { _ = a.server.etcd.Close() }() // nobody asks any more
+	}
 	if !stopped && end == nil {
 		return err
 	}
