@@ -333,3 +333,22 @@ func NodeClient(dir string) (*agent.Client, error) {
 
 // clientURL is where a server's member answers clients.
 func clientURL(n cluster.Node) string { return component.ClientURL(n) }
+
+// ReportLeft tells a server that the components of a removed one have stopped,
+// so that its member can go. It asks one after the other.
+func ReportLeft(ctx context.Context, agents *agent.Client, servers []cluster.Node, self string) error {
+	var silent []error
+	for _, server := range servers {
+		if server.Name == self {
+			continue
+		}
+		limited, cancel := context.WithTimeout(ctx, checkPatience)
+		err := agents.Call(limited, server.Address, LeftPath, LeftReport{Name: self}, nil)
+		cancel()
+		if err == nil {
+			return nil
+		}
+		silent = append(silent, fmt.Errorf("%s: %s", server.Name, agent.Explain(err)))
+	}
+	return errors.Join(silent...)
+}

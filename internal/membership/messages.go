@@ -17,6 +17,7 @@ const (
 	SpecPath     = "/v1/cluster"       // GET, answers a cluster.Spec; as a node
 	RemovePath   = "/v1/nodes/remove"  // POST Removal; as a server or an administrator
 	TokensPath   = "/v1/tokens"        // GET, answers []Token; POST TokenOrder, answers NewToken; as a server or an administrator
+	LeftPath     = "/v1/left"          // POST LeftReport: the components of a removed server have stopped, but for etcd; as that server
 	RenewPath    = "/v1/renew"         // POST Renewal, answers an Admission without secrets; as that worker
 	RejoinPath   = "/v1/rejoin"        // POST RejoinRequest, answers a component.InitialCluster; as that server
 	RebuildPath  = "/v1/rebuild"       // POST; this very server gets a new member in place of its own; as itself, a server or an administrator
@@ -80,6 +81,11 @@ type Removal struct {
 	Force bool   `json:"force"` // also if etcd loses its quorum
 	// Dry only checks, and says what would be.
 	Dry bool `json:"dry"`
+}
+
+// LeftReport is said by a server that was removed.
+type LeftReport struct {
+	Name string `json:"name"`
 }
 
 // Removed is what a removal did, or would do.

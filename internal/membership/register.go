@@ -20,8 +20,9 @@ import (
 // Keys in etcd.
 const (
 	specKey     = "/kuorum/cluster.yaml"
-	joinPrefix  = "/kuorum/joins/" // NAME: a join, until it has come to its end
-	alivePrefix = "/kuorum/alive/" // NAME: goes when nobody works on that join any more
+	joinPrefix  = "/kuorum/joins/"  // NAME: a join, until it has come to its end
+	alivePrefix = "/kuorum/alive/"  // NAME: goes when nobody works on that join any more
+	leavePrefix = "/kuorum/leaves/" // NAME: a removal, until its member is gone
 	tokenPrefix = "/kuorum/tokens/"
 )
 

@@ -2,6 +2,7 @@ package membership
 
 import (
 	"context"
+	"encoding/json"
 	"errors"
 	"fmt"
 	"slices"
@@ -13,15 +14,14 @@ import (
 	"kuorum/internal/etcd"
 )
 
-// sweepEvery is how often the leader's server looks for joins that nobody
-// works on any more.
-const sweepEvery = 5 * time.Second
+// leaveLife is how long a removed server may take to stop its components.
+const leaveLife = 25 * time.Second
 
-// Remove takes a node out of the cluster: out of etcd's member list, out of
-// cluster.yaml, and its object out of Kubernetes. Its own agent, if it lives,
-// sees that and stops. It refuses (exit 5) what would cost the quorum, unless
-// forced, and to remove the server that is asked, since it could not tell the
-// end.
+// Remove takes a node out of the cluster: out of cluster.yaml, out of etcd's
+// member list, and its object out of Kubernetes. A server that lives sees the
+// first, stops all but etcd so that its clients go elsewhere in peace, and says
+// so (Left). It refuses (exit 5) what would cost the quorum, unless forced, and
+// to remove the server that is asked, since it could not tell the end.
 func (s *Service) Remove(ctx context.Context, r Removal) (Removed, error) {
 	spec, err := s.Register.Spec(ctx)
 	if err != nil {
@@ -29,7 +29,7 @@ func (s *Service) Remove(ctx context.Context, r Removal) (Removed, error) {
 	}
 	node, ok := spec.Node(r.Name)
 	if !ok {
-		return Removed{}, unknownNode(spec, r.Name)
+		return Removed{}, s.removeAgain(ctx, spec, r.Name)
 	}
 	if r.Name == s.Self {
 		return Removed{}, &cluster.Problem{
@@ -43,18 +43,145 @@ func (s *Service) Remove(ctx context.Context, r Removal) (Removed, error) {
 	if err != nil || r.Dry {
 		return sums, err
 	}
-	if err := s.removeMember(ctx, node); err != nil {
+	alive := s.Agents.Report(ctx, node).Error == ""
+	if err := s.strike(ctx, node); err != nil {
 		return sums, err
 	}
-	_, err = s.Register.edit(ctx, "remove "+r.Name+" from cluster.yaml", func(spec *cluster.Spec) (*cluster.Spec, []etcd.Change, error) {
-		next, err := spec.Without(r.Name)
-		return next, forget(r.Name), err
-	})
+	if alive {
+		s.awaitLeft(ctx, node)
+	}
+	return sums, s.finishLeave(ctx, node)
+}
+
+// leave is a removal that has begun.
+type leave struct {
+	Node cluster.Node `json:"node"`
+	At   time.Time    `json:"at"`
+}
+
+// strike takes a node off the list in cluster.yaml, and notes that its member is
+// still to go. If that leads, it hands over first.
+func (s *Service) strike(ctx context.Context, node cluster.Node) error {
+	if err := s.relieve(ctx, node); err != nil {
+		return err
+	}
+	note, err := encode(leave{Node: node, At: time.Now().UTC()})
 	if err != nil {
-		return sums, err
+		return err
 	}
-	s.Log.Info("a node was removed", "node", r.Name)
-	return sums, s.DeleteNode(ctx, r.Name)
+	_, err = s.Register.edit(ctx, "remove "+node.Name+" from cluster.yaml", func(spec *cluster.Spec) (*cluster.Spec, []etcd.Change, error) {
+		next, err := spec.Without(node.Name)
+		return next, append(forget(node.Name), etcd.Change{Key: leavePrefix + node.Name, Value: note, Always: true}), err
+	})
+	return err
+}
+
+// relieve makes our own member the leader in place of a node's.
+func (s *Service) relieve(ctx context.Context, node cluster.Node) error {
+	if node.Role != cluster.RoleServer {
+		return nil
+	}
+	m, err := s.memberAt(ctx, peerURL(node))
+	if err != nil || m.ID == "" {
+		return err
+	}
+	if own := s.Etcd.Status(ctx); own.Leader == m.ID {
+		return s.takeOver(ctx, node, own.ID)
+	}
+	return nil
+}
+
+// awaitLeft waits until a server that lives has had its member removed. One
+// that does not come to it is not waited for for ever.
+func (s *Service) awaitLeft(ctx context.Context, node cluster.Node) {
+	if node.Role != cluster.RoleServer {
+		return
+	}
+	limited, cancel := context.WithTimeout(ctx, leaveLife)
+	defer cancel()
+	tick := time.NewTicker(settleAgain / 2)
+	defer tick.Stop()
+	for {
+		if m, err := s.memberAt(limited, peerURL(node)); err == nil && m.ID == "" {
+			return
+		}
+		select {
+		case <-limited.Done():
+			s.Log.Warn("a removed server has not stopped in time", "node", node.Name)
+			return
+		case <-tick.C:
+		}
+	}
+}
+
+// Left removes the member of a server that was struck off the list and has
+// stopped whatever needs it.
+func (s *Service) Left(ctx context.Context, r LeftReport) error {
+	l, err := s.leave(ctx, r.Name)
+	if err != nil {
+		return err
+	}
+	if l.Node.Name == "" {
+		return &cluster.Problem{What: r.Name + " is not being removed", Exit: cluster.ExitRefused}
+	}
+	return s.removeMember(ctx, l.Node)
+}
+
+// leave is the removal of that name that has begun; without a node: none.
+func (s *Service) leave(ctx context.Context, name string) (leave, error) {
+	var l leave
+	record, err := s.Etcd.Record(ctx, leavePrefix+name)
+	if err != nil || record.Revision == 0 {
+		return leave{}, err
+	}
+	if err := json.Unmarshal(record.Value, &l); err != nil {
+		return leave{}, fmt.Errorf("cannot read %s in etcd: %w", record.Key, err)
+	}
+	return l, nil
+}
+
+// removeAgain goes on with a removal that was interrupted.
+func (s *Service) removeAgain(ctx context.Context, spec *cluster.Spec, name string) error {
+	l, err := s.leave(ctx, name)
+	if err != nil {
+		return err
+	}
+	if l.Node.Name == "" {
+		return unknownNode(spec, name)
+	}
+	return s.finishLeave(ctx, l.Node)
+}
+
+// finishLeave removes what is left of a node that was struck off the list.
+func (s *Service) finishLeave(ctx context.Context, node cluster.Node) error {
+	if node.Role == cluster.RoleServer {
+		if err := s.removeMember(ctx, node); err != nil {
+			return err
+		}
+	}
+	if _, err := s.Etcd.Commit(ctx, "finish the removal of "+node.Name, etcd.Change{Key: leavePrefix + node.Name, Always: true}); err != nil {
+		return err
+	}
+	s.Log.Info("a node was removed", "node", node.Name)
+	return s.DeleteNode(ctx, node.Name)
+}
+
+// sweepLeaves finishes removals that nobody works on any more.
+func (s *Service) sweepLeaves(ctx context.Context, now time.Time) error {
+	records, err := s.Etcd.Records(ctx, leavePrefix)
+	if err != nil {
+		return err
+	}
+	for _, record := range records {
+		var l leave
+		if err := json.Unmarshal(record.Value, &l); err != nil {
+			return fmt.Errorf("cannot read %s in etcd: %w", record.Key, err)
+		}
+		if now.Sub(l.At).Abs() > 2*leaveLife {
+			err = errors.Join(err, s.finishLeave(ctx, l.Node))
+		}
+	}
+	return err
 }
 
 func unknownNode(spec *cluster.Spec, name string) error {
@@ -161,138 +288,4 @@ func (s *Service) removeDead(ctx context.Context, name string) (cluster.Node, er
 		return node, err
 	}
 	return node, s.removeMember(ctx, node)
-}
-
-// takeBackIf undoes the join of that name if there is one and it is the one
-// that is meant.
-func (s *Service) takeBackIf(ctx context.Context, name string, meant func(join) bool) error {
-	joins, revisions, err := s.Register.joins(ctx)
-	if err != nil {
-		return err
-	}
-	j, ok := joins[name]
-	if !ok || !meant(j) {
-		return nil
-	}
-	return s.takeBack(ctx, j, revisions[name])
-}
-
-// errSettled tells that a join has come to its end, or made room for another
-// one, before it was taken back.
-var errSettled = errors.New("the join has come to its end")
-
-// takeBack undoes a join that did not come to its end: its learner goes, and
-// its node, in whose place one is put back that was there before. Where the
-// join's record is not the one of that revision any more there is nothing to
-// undo, which is no error.
-func (s *Service) takeBack(ctx context.Context, j join, revision int64) error {
-	voter, err := s.removeLearner(ctx, j)
-	if err != nil {
-		return err
-	}
-	_, err = s.Register.edit(ctx, "take back the join of "+j.Name, func(spec *cluster.Spec) (*cluster.Spec, []etcd.Change, error) {
-		_, revisions, err := s.Register.joins(ctx)
-		if err != nil {
-			return nil, nil, err
-		}
-		if revisions[j.Name] != revision {
-			return nil, nil, errSettled
-		}
-		changes := forget(j.Name)
-		changes[0].Always, changes[0].If = false, revision
-		if voter {
-			return spec, changes, nil
-		}
-		next, err := before(spec, j)
-		return next, changes, err
-	})
-	if errors.Is(err, errSettled) {
-		return nil
-	}
-	if err != nil {
-		return err
-	}
-	s.Log.Warn("a join was taken back", "node", j.Name, "votes", voter)
-	if j.Replaces != nil || voter {
-		return nil
-	}
-	return s.DeleteNode(ctx, j.Name) // its kubelet may have registered already
-}
-
-// before is the spec without what a join changed in it.
-func before(spec *cluster.Spec, j join) (*cluster.Spec, error) {
-	if j.Replaces != nil {
-		if next, err := spec.With(*j.Replaces); err == nil {
-			return next, nil
-		} // somebody has its address now
-	}
-	return spec.Without(j.Name)
-}
-
-// removeLearner removes the learner of a join. One that votes already stays:
-// its join had come to its end, and nobody wrote that down.
-func (s *Service) removeLearner(ctx context.Context, j join) (voter bool, err error) {
-	if j.PeerURL == "" {
-		return false, nil
-	}
-	members, err := s.Etcd.Members(ctx)
-	if err != nil {
-		return false, err
-	}
-	for _, m := range members {
-		if !slices.Contains(m.PeerURLs, j.PeerURL) {
-			continue
-		}
-		if !m.Learner {
-			return true, nil
-		}
-		if err := s.removeSettled(ctx, m.ID); err != nil && !errors.Is(err, etcd.ErrNoMember) {
-			return false, err
-		}
-	}
-	return false, nil
-}
-
-// forget removes what is known of a join.
-func forget(name string) []etcd.Change {
-	return []etcd.Change{{Key: joinPrefix + name, Always: true}, {Key: alivePrefix + name, Always: true}}
-}
-
-// Sweep takes joins back that nobody works on any more, until ctx ends. Every
-// server runs it; the one whose member leads acts.
-func (s *Service) Sweep(ctx context.Context) {
-	tick := time.NewTicker(sweepEvery)
-	defer tick.Stop()
-	for {
-		select {
-		case <-ctx.Done():
-			return
-		case <-tick.C:
-		}
-		if err := s.sweep(ctx); err != nil && ctx.Err() == nil {
-			s.Log.Warn("cannot look for joins to take back", "error", err)
-		}
-	}
-}
-
-func (s *Service) sweep(ctx context.Context) error {
-	ctx, cancel := context.WithTimeout(ctx, settle+5*time.Second)
-	defer cancel()
-	if own := s.Etcd.Status(ctx); own.Error != "" || own.Leader != own.ID {
-		return nil
-	}
-	joins, revisions, err := s.Register.joins(ctx)
-	if err != nil || len(joins) == 0 {
-		return err
-	}
-	alive, err := s.Register.alive(ctx)
-	if err != nil {
-		return err
-	}
-	for name, j := range joins {
-		if !alive[name] {
-			err = errors.Join(err, s.takeBack(ctx, j, revisions[name]))
-		}
-	}
-	return err
 }

@@ -221,16 +221,41 @@ func (a *Agent) Run(ctx context.Context) error {
 	if !stopped && end == nil {
 		return err
 	}
-	if end != nil { // its etcd is no member any more, so it cannot finish a request
-		a.supervisor.SetStopTimeout("kube-apiserver", hopelessStop)
+	if end != nil {
+		a.supervisor.SetStopTimeout("kube-apiserver", a.partingTime(ctx))
 	}
 	a.options.Log.Info("stopping the node's components")
 	stopping, done := context.WithTimeout(context.WithoutCancel(ctx), time.Minute)
 	defer done()
+	if errors.Is(end, errRemoved) && a.server != nil {
+		a.partInPeace(stopping)
+	}
 	if err := errors.Join(err, a.supervisor.Stop(stopping)); err != nil {
 		return err
 	}
 	return end
+}
+
+// partingTime is what the API server of a node that goes gets to end. Without
+// its etcd it cannot finish a request. With it, what is left after a while are
+// watches, which it would keep open, and which go on elsewhere.
+func (a *Agent) partingTime(ctx context.Context) time.Duration {
+	if a.memberFollows(ctx) {
+		return partingStop
+	}
+	return hopelessStop
+}
+
+// partInPeace stops what needs the server's etcd while that is still a member,
+// so that clients are told to go elsewhere, and then lets the others remove the
+// member. What fails here is done without by those who come after.
+func (a *Agent) partInPeace(ctx context.Context) {
+	if err := a.supervisor.Stop(ctx, "etcd"); err != nil {
+		a.options.Log.Warn("cannot stop the components of a removed server", "error", err)
+	}
+	if err := membership.ReportLeft(ctx, a.agents, a.spec.Load().Servers(), a.machine.Node.Name); err != nil {
+		a.options.Log.Warn("cannot say that this server has stopped", "error", err)
+	}
 }
 
 // background runs what has no end of its own and nothing to say at the end.

@@ -58,6 +58,12 @@ func (s *server) memberAPI(mux *http.ServeMux) {
 		}
 		return s.members.Remove(r.Context(), in)
 	}))
+	mux.HandleFunc("POST "+membership.LeftPath, serve(func(r *http.Request, in membership.LeftReport) (nothing, error) {
+		if caller, _, _ := pki.Peer(r.TLS); in.Name == "" || pki.AgentNode(caller) != in.Name {
+			return nothing{}, &cluster.Problem{What: "a server speaks of its own removal only", Exit: cluster.ExitRefused}
+		}
+		return nothing{}, s.members.Left(r.Context(), in)
+	}))
 	mux.HandleFunc("POST "+membership.RejoinPath, serve(func(r *http.Request, in membership.RejoinRequest) (component.InitialCluster, error) {
 		if caller, _, _ := pki.Peer(r.TLS); in.Name == "" || pki.AgentNode(caller) != in.Name {
 			return component.InitialCluster{}, &cluster.Problem{What: "a server asks for its own member only", Exit: cluster.ExitRefused}

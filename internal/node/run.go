@@ -14,9 +14,11 @@ import (
 // one.
 const lookEvery = 200 * time.Millisecond
 
-// hopelessStop is what the API server of a removed node gets to end: without
-// its etcd it would use all of its usual time, and hold its clients as long.
-const hopelessStop = time.Second
+// What the API server of a node that goes gets to end, see partingTime.
+const (
+	partingStop  = 4 * time.Second
+	hopelessStop = time.Second
+)
 
 // errRemoved ends the run of a node that the cluster has removed.
 var errRemoved = errors.New("the cluster has removed this node")

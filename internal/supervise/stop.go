@@ -5,6 +5,7 @@ import (
 	"errors"
 	"fmt"
 	"os"
+	"slices"
 	"sync"
 	"syscall"
 	"time"
@@ -14,8 +15,9 @@ import (
 // another one ends before it, independent ones end at the same time. It blocks
 // until they are gone or ctx is done; then the error names those that may
 // still run. It must not be called while Run runs, here or in another
-// supervisor of the same directory: it fails then.
-func (s *Supervisor) Stop(ctx context.Context) error {
+// supervisor of the same directory: it fails then. Processes whose names are in
+// keep run on.
+func (s *Supervisor) Stop(ctx context.Context, keep ...string) error {
 	release, err := s.open(ctx)
 	if err != nil {
 		return fmt.Errorf("cannot stop components: %w", err)
@@ -32,7 +34,9 @@ func (s *Supervisor) Stop(ctx context.Context) error {
 			for _, next := range u.neededBy {
 				<-over[next] // Ends by ctx at the latest, as all do.
 			}
-			errs[i] = s.stop(ctx, u)
+			if !slices.Contains(keep, u.Name) {
+				errs[i] = s.stop(ctx, u)
+			}
 		})
 	}
 	group.Wait()

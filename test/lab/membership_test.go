@@ -89,9 +89,16 @@ func (l *lab) underWrites(t *testing.T, prefix string) (w *writer, end func()) {
 		cancel()
 		done.Wait()
 		t.Logf("%d writes acknowledged, the longest gap between two: %v", len(w.acked), w.gap.Round(time.Millisecond))
+		if w.gap > longestGap {
+			t.Errorf("for %v nothing could be written", w.gap)
+		}
 		w.checkKept(t)
 	}
 }
+
+// longestGap is what a planned change of the members may cost writers. Most of
+// it is for a busy computer: it is a quarter of a second on a quiet one.
+const longestGap = 5 * time.Second
 
 // joinToken is what `kuorum token create -o json` prints.
 type joinToken struct{ ID, Role, Secret, Pin, Server string }

@@ -1,0 +1,152 @@
+package membership
+
+import (
+	"context"
+	"errors"
+	"slices"
+	"time"
+
+	"kuorum/internal/cluster"
+	"kuorum/internal/etcd"
+)
+
+// sweepEvery is how often the leader's server looks for joins and removals that
+// nobody works on any more.
+const sweepEvery = 5 * time.Second
+
+// takeBackIf undoes the join of that name if there is one and it is the one
+// that is meant.
+func (s *Service) takeBackIf(ctx context.Context, name string, meant func(join) bool) error {
+	joins, revisions, err := s.Register.joins(ctx)
+	if err != nil {
+		return err
+	}
+	j, ok := joins[name]
+	if !ok || !meant(j) {
+		return nil
+	}
+	return s.takeBack(ctx, j, revisions[name])
+}
+
+// errSettled tells that a join has come to its end, or made room for another
+// one, before it was taken back.
+var errSettled = errors.New("the join has come to its end")
+
+// takeBack undoes a join that did not come to its end: its learner goes, and
+// its node, in whose place one is put back that was there before. Where the
+// join's record is not the one of that revision any more there is nothing to
+// undo, which is no error.
+func (s *Service) takeBack(ctx context.Context, j join, revision int64) error {
+	voter, err := s.removeLearner(ctx, j)
+	if err != nil {
+		return err
+	}
+	_, err = s.Register.edit(ctx, "take back the join of "+j.Name, func(spec *cluster.Spec) (*cluster.Spec, []etcd.Change, error) {
+		_, revisions, err := s.Register.joins(ctx)
+		if err != nil {
+			return nil, nil, err
+		}
+		if revisions[j.Name] != revision {
+			return nil, nil, errSettled
+		}
+		changes := forget(j.Name)
+		changes[0].Always, changes[0].If = false, revision
+		if voter {
+			return spec, changes, nil
+		}
+		next, err := before(spec, j)
+		return next, changes, err
+	})
+	if errors.Is(err, errSettled) {
+		return nil
+	}
+	if err != nil {
+		return err
+	}
+	s.Log.Warn("a join was taken back", "node", j.Name, "votes", voter)
+	if j.Replaces != nil || voter {
+		return nil
+	}
+	return s.DeleteNode(ctx, j.Name) // its kubelet may have registered already
+}
+
+// before is the spec without what a join changed in it.
+func before(spec *cluster.Spec, j join) (*cluster.Spec, error) {
+	if j.Replaces != nil {
+		if next, err := spec.With(*j.Replaces); err == nil {
+			return next, nil
+		} // somebody has its address now
+	}
+	return spec.Without(j.Name)
+}
+
+// removeLearner removes the learner of a join. One that votes already stays:
+// its join had come to its end, and nobody wrote that down.
+func (s *Service) removeLearner(ctx context.Context, j join) (voter bool, err error) {
+	if j.PeerURL == "" {
+		return false, nil
+	}
+	members, err := s.Etcd.Members(ctx)
+	if err != nil {
+		return false, err
+	}
+	for _, m := range members {
+		if !slices.Contains(m.PeerURLs, j.PeerURL) {
+			continue
+		}
+		if !m.Learner {
+			return true, nil
+		}
+		if err := s.removeSettled(ctx, m.ID); err != nil && !errors.Is(err, etcd.ErrNoMember) {
+			return false, err
+		}
+	}
+	return false, nil
+}
+
+// forget removes what is known of a join.
+func forget(name string) []etcd.Change {
+	return []etcd.Change{{Key: joinPrefix + name, Always: true}, {Key: alivePrefix + name, Always: true}}
+}
+
+// Sweep takes joins back that nobody works on any more, until ctx ends. Every
+// server runs it; the one whose member leads acts.
+func (s *Service) Sweep(ctx context.Context) {
+	tick := time.NewTicker(sweepEvery)
+	defer tick.Stop()
+	for {
+		select {
+		case <-ctx.Done():
+			return
+		case <-tick.C:
+		}
+		if err := s.sweep(ctx); err != nil && ctx.Err() == nil {
+			s.Log.Warn("cannot look for joins to take back", "error", err)
+		}
+	}
+}
+
+func (s *Service) sweep(ctx context.Context) error {
+	ctx, cancel := context.WithTimeout(ctx, settle+5*time.Second)
+	defer cancel()
+	if own := s.Etcd.Status(ctx); own.Error != "" || own.Leader != own.ID {
+		return nil
+	}
+	if err := s.sweepLeaves(ctx, time.Now()); err != nil {
+		return err
+	}
+	joins, revisions, err := s.Register.joins(ctx)
+	if err != nil || len(joins) == 0 {
+		return err
+	}
+	alive, err := s.Register.alive(ctx)
+	if err != nil {
+		return err
+	}
+	for name, j := range joins {
+		if !alive[name] {
+			err = errors.Join(err, s.takeBack(ctx, j, revisions[name]))
+		}
+	}
+	return err
+}
