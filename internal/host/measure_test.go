@@ -55,7 +55,7 @@ func TestWhatTheKernelSays(t *testing.T) {
 // TestTriesLeaveNothing: what is made to try the kernel is not seen outside.
 func TestTriesLeaveNothing(t *testing.T) {
 	if os.Geteuid() != 0 {
-		t.Skip("namespaces need root")
+		t.Fatal("must run as root: namespaces need it")
 	}
 	look := func() string {
 		links, err := os.ReadDir("/sys/class/net")

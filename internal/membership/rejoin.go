@@ -118,8 +118,9 @@ func AskRejoin(ctx context.Context, agents *agent.Client, servers []cluster.Node
 	}
 }
 
-// StartOver gives the node's etcd a new beginning: its data is moved aside, and it starts as a learner of
-// the cluster that initial describes. Nothing of the node may run.
+// StartOver gives the node's etcd a new beginning: its data is moved aside, and
+// it starts as a learner of the cluster that initial describes. Nothing of the
+// node may run.
 func StartOver(dir, data string, initial component.InitialCluster) error {
 	disk, err := Read(dir)
 	if err != nil {

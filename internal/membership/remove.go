@@ -44,70 +44,57 @@ func (s *Service) Remove(ctx context.Context, r Removal) (Removed, error) {
 		return sums, err
 	}
 	alive := s.Agents.Report(ctx, node).Error == ""
-	if err := s.strike(ctx, node); err != nil {
+	l, err := s.strike(ctx, node)
+	if err != nil {
 		return sums, err
 	}
 	if alive {
-		s.awaitLeft(ctx, node)
+		s.awaitLeft(ctx, l)
 	}
-	return sums, s.finishLeave(ctx, node)
+	return sums, s.finishLeave(ctx, l)
 }
 
-// leave is a removal that has begun.
+// leave is a removal that has begun. Its members are named by ID: another
+// member may come to be at the node's address, and must not be taken for one.
 type leave struct {
-	Node cluster.Node `json:"node"`
-	At   time.Time    `json:"at"`
+	Node    cluster.Node `json:"node"`
+	Members []string     `json:"members,omitempty"`
+	At      time.Time    `json:"at"`
 }
 
 // strike takes a node off the list in cluster.yaml, and notes that its member is
-// still to go. If that leads, it hands over first.
-func (s *Service) strike(ctx context.Context, node cluster.Node) error {
-	if err := s.relieve(ctx, node); err != nil {
-		return err
-	}
-	note, err := encode(leave{Node: node, At: time.Now().UTC()})
+// still to go.
+func (s *Service) strike(ctx context.Context, node cluster.Node) (leave, error) {
+	members, err := s.membersOf(ctx, node)
 	if err != nil {
-		return err
+		return leave{}, err
+	}
+	l := leave{Node: node, Members: members, At: time.Now().UTC()}
+	note, err := encode(l)
+	if err != nil {
+		return leave{}, err
 	}
 	_, err = s.Register.edit(ctx, "remove "+node.Name+" from cluster.yaml", func(spec *cluster.Spec) (*cluster.Spec, []etcd.Change, error) {
 		next, err := spec.Without(node.Name)
 		return next, append(forget(node.Name), etcd.Change{Key: leavePrefix + node.Name, Value: note, Always: true}), err
 	})
-	return err
-}
-
-// relieve makes our own member the leader in place of a node's.
-func (s *Service) relieve(ctx context.Context, node cluster.Node) error {
-	if node.Role != cluster.RoleServer {
-		return nil
-	}
-	m, err := s.memberAt(ctx, peerURL(node))
-	if err != nil || m.ID == "" {
-		return err
-	}
-	if own := s.Etcd.Status(ctx); own.Leader == m.ID {
-		return s.takeOver(ctx, node, own.ID)
-	}
-	return nil
+	return l, err
 }
 
 // awaitLeft waits until a server that lives has had its member removed. One
 // that does not come to it is not waited for for ever.
-func (s *Service) awaitLeft(ctx context.Context, node cluster.Node) {
-	if node.Role != cluster.RoleServer {
-		return
-	}
+func (s *Service) awaitLeft(ctx context.Context, l leave) {
 	limited, cancel := context.WithTimeout(ctx, leaveLife)
 	defer cancel()
 	tick := time.NewTicker(settleAgain / 2)
 	defer tick.Stop()
 	for {
-		if m, err := s.memberAt(limited, peerURL(node)); err == nil && m.ID == "" {
+		if left, err := s.listed(limited, l.Members); err == nil && len(left) == 0 {
 			return
 		}
 		select {
 		case <-limited.Done():
-			s.Log.Warn("a removed server has not stopped in time", "node", node.Name)
+			s.Log.Warn("a removed server has not stopped in time", "node", l.Node.Name)
 			return
 		case <-tick.C:
 		}
@@ -124,7 +111,7 @@ func (s *Service) Left(ctx context.Context, r LeftReport) error {
 	if l.Node.Name == "" {
 		return &cluster.Problem{What: r.Name + " is not being removed", Exit: cluster.ExitRefused}
 	}
-	return s.removeMember(ctx, l.Node)
+	return s.removeMembers(ctx, l.Node, l.Members)
 }
 
 // leave is the removal of that name that has begun; without a node: none.
@@ -149,21 +136,37 @@ func (s *Service) removeAgain(ctx context.Context, spec *cluster.Spec, name stri
 	if l.Node.Name == "" {
 		return unknownNode(spec, name)
 	}
-	return s.finishLeave(ctx, l.Node)
+	return s.finishLeave(ctx, l)
 }
 
-// finishLeave removes what is left of a node that was struck off the list.
-func (s *Service) finishLeave(ctx context.Context, node cluster.Node) error {
-	if node.Role == cluster.RoleServer {
-		if err := s.removeMember(ctx, node); err != nil {
-			return err
-		}
-	}
-	if _, err := s.Etcd.Commit(ctx, "finish the removal of "+node.Name, etcd.Change{Key: leavePrefix + node.Name, Always: true}); err != nil {
+// endLeave finishes an interrupted removal of that name, if there is one, so
+// that it cannot meet a node that joins under it.
+func (s *Service) endLeave(ctx context.Context, name string) error {
+	l, err := s.leave(ctx, name)
+	if err != nil || l.Node.Name == "" {
 		return err
 	}
-	s.Log.Info("a node was removed", "node", node.Name)
-	return s.DeleteNode(ctx, node.Name)
+	return s.finishLeave(ctx, l)
+}
+
+// finishLeave removes what is left of a node that was struck off the list. A
+// node that has joined under its name meanwhile is left alone.
+func (s *Service) finishLeave(ctx context.Context, l leave) error {
+	if err := s.removeMembers(ctx, l.Node, l.Members); err != nil {
+		return err
+	}
+	if _, err := s.Etcd.Commit(ctx, "finish the removal of "+l.Node.Name, etcd.Change{Key: leavePrefix + l.Node.Name, Always: true}); err != nil {
+		return err
+	}
+	s.Log.Info("a node was removed", "node", l.Node.Name)
+	spec, err := s.Register.Spec(ctx)
+	if err != nil {
+		return err
+	}
+	if _, back := spec.Node(l.Node.Name); back {
+		return nil
+	}
+	return s.DeleteNode(ctx, l.Node.Name)
 }
 
 // sweepLeaves finishes removals that nobody works on any more.
@@ -178,7 +181,7 @@ func (s *Service) sweepLeaves(ctx context.Context, now time.Time) error {
 			return fmt.Errorf("cannot read %s in etcd: %w", record.Key, err)
 		}
 		if now.Sub(l.At).Abs() > 2*leaveLife {
-			err = errors.Join(err, s.finishLeave(ctx, l.Node))
+			err = errors.Join(err, s.finishLeave(ctx, l))
 		}
 	}
 	return err
@@ -206,24 +209,64 @@ func (s *Service) guard(ctx context.Context, spec *cluster.Spec, node cluster.No
 	return sums, cluster.GuardQuorum("remove "+node.Name, sums.Before, sums.After)
 }
 
-// removeMember takes a node's members off etcd's list. A leader hands over
-// first, which costs milliseconds instead of an election.
+// removeMember takes a node's members off etcd's list.
 func (s *Service) removeMember(ctx context.Context, node cluster.Node) error {
+	ids, err := s.membersOf(ctx, node)
+	if err != nil {
+		return err
+	}
+	return s.removeMembers(ctx, node, ids)
+}
+
+// membersOf lists the IDs of a node's members; a worker has none.
+func (s *Service) membersOf(ctx context.Context, node cluster.Node) ([]string, error) {
+	if node.Role != cluster.RoleServer {
+		return nil, nil
+	}
 	members, err := s.Etcd.Members(ctx)
+	if err != nil {
+		return nil, err
+	}
+	var ids []string
+	for _, m := range members {
+		if belongs(m, node) {
+			ids = append(ids, m.ID)
+		}
+	}
+	return ids, nil
+}
+
+// listed is which of these members are still on etcd's list.
+func (s *Service) listed(ctx context.Context, ids []string) ([]string, error) {
+	members, err := s.Etcd.Members(ctx)
+	if err != nil {
+		return nil, err
+	}
+	var left []string
+	for _, m := range members {
+		if slices.Contains(ids, m.ID) {
+			left = append(left, m.ID)
+		}
+	}
+	return left, nil
+}
+
+// removeMembers takes these members of a node off etcd's list; those that are
+// gone are no error. A leader hands over first, which costs milliseconds
+// instead of an election.
+func (s *Service) removeMembers(ctx context.Context, node cluster.Node, ids []string) error {
+	left, err := s.listed(ctx, ids)
 	if err != nil {
 		return err
 	}
 	own := s.Etcd.Status(ctx)
-	for _, m := range members {
-		if !belongs(m, node) {
-			continue
-		}
-		if m.ID == own.Leader {
+	for _, id := range left {
+		if id == own.Leader {
 			if err := s.takeOver(ctx, node, own.ID); err != nil {
 				return err
 			}
 		}
-		if err := s.removeSettled(ctx, m.ID); err != nil && !errors.Is(err, etcd.ErrNoMember) {
+		if err := s.removeSettled(ctx, id); err != nil && !errors.Is(err, etcd.ErrNoMember) {
 			return err
 		}
 	}

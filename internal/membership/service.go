@@ -152,6 +152,9 @@ func (s *Service) Join(ctx context.Context, r Request) (Admission, error) {
 	if err := s.noOtherJoin(ctx, r.Name); err != nil {
 		return Admission{}, err
 	}
+	if err := s.endLeave(ctx, r.Name); err != nil {
+		return Admission{}, err
+	}
 	var dead cluster.Node
 	if replaces {
 		if dead, err = s.removeDead(ctx, r.Name); err != nil {
