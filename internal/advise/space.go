@@ -76,7 +76,7 @@ func (v *view) noSpace() []cluster.Finding {
 		names = append(names, v.nameOf(id))
 		if s := v.statusOf(id); s != nil {
 			sizes = append(sizes, fmt.Sprintf("the file of %s has %s of a quota of %s, %s of it in use; ",
-				v.nameOf(id), bytes(s.DBBytes), bytes(s.QuotaBytes), bytes(s.DBUsedBytes)))
+				v.nameOf(id), cluster.Size(s.DBBytes), cluster.Size(s.QuotaBytes), cluster.Size(s.DBUsedBytes)))
 		}
 	}
 	f := cluster.Finding{
@@ -144,7 +144,7 @@ func (v *view) space() []cluster.Finding {
 		s := m.status
 		f := cluster.Finding{
 			Node: m.node,
-			Why:  fmt.Sprintf("the file has %s of a quota of %s, %s of it in use", bytes(s.DBBytes), bytes(s.QuotaBytes), bytes(s.DBUsedBytes)),
+			Why:  fmt.Sprintf("the file has %s of a quota of %s, %s of it in use", cluster.Size(s.DBBytes), cluster.Size(s.QuotaBytes), cluster.Size(s.DBUsedBytes)),
 			Do:   "kuorum etcd defrag",
 		}
 		halfEmpty := s.DBUsedBytes < s.DBBytes/2
@@ -182,7 +182,7 @@ func diskSpace(r cluster.NodeReport) (f cluster.Finding, low bool) {
 	d := r.Status.Disk
 	f = cluster.Finding{
 		Node: r.Name,
-		Why:  fmt.Sprintf("%s of %s are free", bytes(d.FreeBytes), bytes(d.SizeBytes)),
+		Why:  fmt.Sprintf("%s of %s are free", cluster.Size(d.FreeBytes), cluster.Size(d.SizeBytes)),
 		Do:   fmt.Sprintf("Free space on the file system of /var/lib/kuorum of %s.", r.Name),
 	}
 	switch {
@@ -219,12 +219,4 @@ func (v *view) diskSpeed(r cluster.NodeReport) (f cluster.Finding, slow bool) {
 		f.Severity = cluster.SeverityWarning
 	}
 	return f, true
-}
-
-// bytes is a size as people write it.
-func bytes(n int64) string {
-	if n < 1<<30 {
-		return fmt.Sprintf("%d MiB", n>>20)
-	}
-	return fmt.Sprintf("%.1f GiB", float64(n)/(1<<30))
 }

@@ -1,6 +1,9 @@
 package cluster
 
-import "time"
+import (
+	"fmt"
+	"time"
+)
 
 // NodeStatus is what a node's agent tells of it. Every value is probed when
 // asked for, never remembered; only FsyncP99 looks back, over a minute.
@@ -148,4 +151,12 @@ type Finding struct {
 	What     string   `json:"what"`
 	Why      string   `json:"why,omitempty"`
 	Do       string   `json:"do,omitempty"`
+}
+
+// Size is a number of bytes as findings and checks write it.
+func Size(n int64) string {
+	if n < 1<<30 {
+		return fmt.Sprintf("%d MiB", n>>20)
+	}
+	return fmt.Sprintf("%.1f GiB", float64(n)/(1<<30))
 }

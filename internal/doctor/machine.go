@@ -6,6 +6,8 @@ import (
 	"slices"
 	"strconv"
 	"strings"
+
+	"kuorum/internal/cluster"
 )
 
 // The oldest versions that work.
@@ -98,7 +100,7 @@ func (f Facts) cgroups() Check {
 func (f Facts) memory(need Need) Check {
 	m := f.Memory
 	c := Check{
-		Name: "memory", State: StateOK, Measured: fmt.Sprintf("%s of %s available, needs %s", bytesText(m.Available), bytesText(m.Total), bytesText(need.Free.Memory)),
+		Name: "memory", State: StateOK, Measured: fmt.Sprintf("%s of %s available, needs %s", cluster.Size(m.Available), cluster.Size(m.Total), cluster.Size(need.Free.Memory)),
 		Why: "the kernel kills programs when there is none left",
 	}
 	switch {
@@ -106,7 +108,7 @@ func (f Facts) memory(need Need) Check {
 		c.Why = fmt.Sprintf("%s %d MiB, %d MiB are available", need.Who, need.Free.Memory>>20, m.Available>>20)
 		return c.found(StateFailed, "there is too little free memory for "+need.For, need.MemoryDo)
 	case m.Total < need.Total.Memory:
-		return c.found(StateWarning, fmt.Sprintf("the machine has little memory: %s should have %s", need.For, bytesText(need.Total.Memory)), need.MemoryDo)
+		return c.found(StateWarning, fmt.Sprintf("the machine has little memory: %s should have %s", need.For, cluster.Size(need.Total.Memory)), need.MemoryDo)
 	}
 	return c
 }
@@ -115,7 +117,7 @@ func (f Facts) disk(need Need) Check {
 	d := f.Disk
 	c := Check{
 		Name: "disk", State: StateOK, Measured: fmt.Sprintf("%s of %s free, needs %s (%s, %s)",
-			bytesText(d.Free), bytesText(d.Size), bytesText(need.Free.Disk), d.Dir, cmp.Or(d.Kind, "unknown")),
+			cluster.Size(d.Free), cluster.Size(d.Size), cluster.Size(need.Free.Disk), d.Dir, cmp.Or(d.Kind, "unknown")),
 		Why: "etcd ends when its disk is full, and kubelet evicts pods before",
 	}
 	switch {
@@ -123,7 +125,7 @@ func (f Facts) disk(need Need) Check {
 		c.Why = fmt.Sprintf("%s %d MiB in %s, %d MiB are free", need.Who, need.Free.Disk>>20, d.Dir, d.Free>>20)
 		return c.found(StateFailed, "there is too little free disk for "+need.For, need.DiskDo)
 	case d.Free < need.Total.Disk:
-		return c.found(StateWarning, fmt.Sprintf("there is little free disk: %s should have %s", need.For, bytesText(need.Total.Disk)), need.DiskDo)
+		return c.found(StateWarning, fmt.Sprintf("there is little free disk: %s should have %s", need.For, cluster.Size(need.Total.Disk)), need.DiskDo)
 	}
 	return c
 }
@@ -159,10 +161,10 @@ func (f Facts) swap() Check {
 	case f.Memory.SwapTotal == 0:
 		return c
 	case used > swapUsed:
-		c.Measured = fmt.Sprintf("%s of %s in use", bytesText(used), bytesText(f.Memory.SwapTotal))
+		c.Measured = fmt.Sprintf("%s of %s in use", cluster.Size(used), cluster.Size(f.Memory.SwapTotal))
 		return c.found(StateWarning, "programs of this machine are swapped out", "give it more memory, or turn swap off: swapoff -a")
 	}
-	c.Measured = fmt.Sprintf("%s, %s of it in use", bytesText(f.Memory.SwapTotal), bytesText(used))
+	c.Measured = fmt.Sprintf("%s, %s of it in use", cluster.Size(f.Memory.SwapTotal), cluster.Size(used))
 	return c.found(StateOK, "swap is on", "On a node better without: swapoff -a, and its line in /etc/fstab.")
 }
 
@@ -213,12 +215,4 @@ func numbers(version string) []int {
 		}
 	}
 	return list
-}
-
-// bytesText is a size as people write it.
-func bytesText(n int64) string {
-	if n < 1<<30 {
-		return fmt.Sprintf("%d MiB", n>>20)
-	}
-	return fmt.Sprintf("%.1f GiB", float64(n)/(1<<30))
 }
