@@ -164,25 +164,24 @@ func TestCall(t *testing.T) {
 		name  string
 		live  string
 		tells map[string]error
-		but   []string
+		but   string
 		asked string
 		code  int
 		says  string
 	}{
-		{"the first", "cp1 cp2 cp3 w1", nil, nil, "cp1", 0, ""},
-		{"not that one", "cp1 cp2 cp3", nil, []string{"cp1"}, "cp2", 0, ""},
-		{"the first is off", "cp2 cp3", nil, nil, "cp2", 0, ""},
-		{"without quorum", "cp1 cp2 cp3", map[string]error{"cp1": noQuorum}, nil, "cp1 cp2", 0, ""},
-		{"a refusal is the end", "cp1 cp2", map[string]error{"cp1": refused}, nil, "cp1", cluster.ExitRefused, "no"},
-		{"nobody can", "cp1 w1", map[string]error{"cp1": noQuorum}, nil, "cp1", cluster.ExitNoQuorum, "cp2: the machine answers, but its agent does not run; cp3"},
-		{"nobody is left", "cp1", nil, []string{"cp1", "cp2", "cp3"}, "", cluster.ExitRefused, "is the only server"},
+		{"the first", "cp1 cp2 cp3 w1", nil, "", "cp1", 0, ""},
+		{"not that one", "cp1 cp2 cp3", nil, "cp1", "cp2", 0, ""},
+		{"the first is off", "cp2 cp3", nil, "", "cp2", 0, ""},
+		{"without quorum", "cp1 cp2 cp3", map[string]error{"cp1": noQuorum}, "", "cp1 cp2", 0, ""},
+		{"a refusal is the end", "cp1 cp2", map[string]error{"cp1": refused}, "", "cp1", cluster.ExitRefused, "no"},
+		{"nobody can", "cp1 w1", map[string]error{"cp1": noQuorum}, "", "cp1", cluster.ExitNoQuorum, "cp2: the machine answers, but its agent does not run; cp3"},
 	} {
 		t.Run(test.name, func(t *testing.T) {
 			t.Parallel()
 			f := newFakeServers(t, strings.Fields(test.live)...)
 			f.tells = test.tells
 			got := ""
-			err := f.target.call(t.Context(), "/x", "in", &got, test.but...)
+			err := f.target.call(t.Context(), "/x", "in", &got, test.but)
 			asked := strings.Join(f.asked, " ")
 			if asked != test.asked || exitOf(err) != test.code || err != nil && !strings.Contains(err.Error(), test.says) {
 				t.Errorf("asked %q: %v", asked, err)
@@ -191,5 +190,16 @@ func TestCall(t *testing.T) {
 				t.Errorf("%q did it, and %q answered", asked, got)
 			}
 		})
+	}
+}
+
+// TestCallOfTheOnlyServer: what is about the only server nobody can do.
+func TestCallOfTheOnlyServer(t *testing.T) {
+	t.Parallel()
+	f := newFakeServers(t, "cp1")
+	f.target.spec.Spec.Nodes = f.target.spec.Spec.Nodes[:1]
+	err := f.target.call(t.Context(), "/x", "in", nil, "cp1")
+	if exitOf(err) != cluster.ExitRefused || !strings.Contains(err.Error(), "cp1 is the only server") || len(f.asked) != 0 {
+		t.Errorf("asked %q: %v", f.asked, err)
 	}
 }

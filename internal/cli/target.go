@@ -7,7 +7,6 @@ import (
 	"io/fs"
 	"os"
 	"path/filepath"
-	"slices"
 	"strings"
 
 	"kuorum/internal/agent"
@@ -31,39 +30,21 @@ type target struct {
 	agents func() (*agent.Client, error)
 }
 
-// call asks one server after the other until one answers. What one refuses,
-// the others would refuse as well; one that has no quorum, or may not be asked,
-// is passed over.
-func (t target) call(ctx context.Context, path string, in, out any, but ...string) error {
+// call asks the cluster's servers, but for the one that it is about, if there is
+// one.
+func (t target) call(ctx context.Context, path string, in, out any, but string) error {
 	agents, err := t.agents()
 	if err != nil {
 		return err
 	}
-	var silent []string
-	for _, n := range t.spec.Servers() {
-		if slices.Contains(but, n.Name) {
-			continue
-		}
-		err := agents.Call(ctx, n.Address, path, in, out)
-		problem, refused := errors.AsType[*cluster.Problem](err)
-		if err == nil || refused && problem.ExitCode() != cluster.ExitNoQuorum {
-			return err
-		}
-		if ctx.Err() != nil {
-			return context.Cause(ctx)
-		}
-		silent = append(silent, n.Name+": "+agent.Explain(err))
-	}
-	if len(silent) == 0 {
+	servers := agent.Servers{Client: agents, Nodes: t.spec.Servers(), But: but}
+	if len(servers.Nodes) == 1 && servers.Nodes[0].Name == but {
 		return &cluster.Problem{
-			What: strings.Join(but, ", ") + " is the only server", Why: "no other could take its part, or tell the end",
+			What: but + " is the only server", Why: "no other could take its part, or tell the end",
 			Do: "let another server join first: kuorum token create", Exit: cluster.ExitRefused,
 		}
 	}
-	return &cluster.Problem{
-		What: "no server of the cluster can do that now", Why: strings.Join(silent, "\n"),
-		Do: "kuorum status", Exit: cluster.ExitNoQuorum,
-	}
+	return servers.Call(ctx, path, in, out)
 }
 
 func (a *app) target() (target, error) {
@@ -115,21 +96,21 @@ func dialEtcd(config etcd.Config, files ...string) (*etcd.Client, error) {
 // nodeTarget is for a command on a node: it asks the other agents as the
 // node's own agent does, whether that runs or not.
 func nodeTarget(dir string) (target, error) {
-	files := map[string][]byte{}
-	for _, name := range []string{"cluster.yaml", "pki/agent-ca.crt", "pki/agent.crt", "pki/agent.key"} {
-		data, err := os.ReadFile(filepath.Join(dir, name))
-		if err != nil {
-			return target{}, &cluster.Problem{What: "cannot read this node's own files", Err: err, Do: "sudo kuorum ..."}
-		}
-		files[name] = data
+	unreadable := func(err error) error {
+		return &cluster.Problem{What: "cannot read this node's own files", Err: err, Do: "sudo kuorum ..."}
 	}
-	spec, err := cluster.Parse(filepath.Join(dir, "cluster.yaml"), files["cluster.yaml"])
+	file := filepath.Join(dir, "cluster.yaml")
+	text, err := os.ReadFile(file)
+	if err != nil {
+		return target{}, unreadable(err)
+	}
+	spec, err := cluster.Parse(file, text)
 	if err != nil {
 		return target{}, err
 	}
 	agents, err := membership.NodeClient(dir)
 	if err != nil {
-		return target{}, err
+		return target{}, unreadable(err)
 	}
 	keys := func(name string) string { return filepath.Join(dir, "pki/etcd", name) }
 	return target{

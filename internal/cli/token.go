@@ -72,7 +72,7 @@ func newToken(ctx context.Context, t target, role cluster.Role, life time.Durati
 	limited, cancel := context.WithTimeout(ctx, callPatience)
 	defer cancel()
 	var token membership.NewToken
-	err := t.call(limited, membership.TokensPath, membership.TokenOrder{Role: role, Life: cluster.Duration(life)}, &token)
+	err := t.call(limited, membership.TokensPath, membership.TokenOrder{Role: role, Life: cluster.Duration(life)}, &token, "")
 	return token, err
 }
 
@@ -95,7 +95,7 @@ func (a *app) tokenList() *cobra.Command {
 			limited, cancel := context.WithTimeout(cmd.Context(), callPatience)
 			defer cancel()
 			var tokens []membership.Token
-			if err := t.call(limited, membership.TokensPath, nil, &tokens); err != nil {
+			if err := t.call(limited, membership.TokensPath, nil, &tokens, ""); err != nil {
 				return err
 			}
 			if output != "table" {
@@ -143,7 +143,7 @@ func (a *app) tokenDelete() *cobra.Command {
 			}
 			limited, cancel := context.WithTimeout(cmd.Context(), callPatience)
 			defer cancel()
-			return t.call(limited, membership.RevokePath, membership.TokenID{ID: args[0]}, nil)
+			return t.call(limited, membership.RevokePath, membership.TokenID{ID: args[0]}, nil, "")
 		},
 	}
 }

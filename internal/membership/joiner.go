@@ -290,22 +290,10 @@ func (f Finish) report(ctx context.Context) (Progress, error) {
 	if err == nil {
 		r.Ready, r.Etcd = s.Ready, s.Etcd
 	}
-	var silent []error
-	for _, server := range f.Servers {
-		if server.Name == f.Self.Name {
-			continue
-		}
-		var p Progress
-		limited, cancel := context.WithTimeout(ctx, checkPatience)
-		err := f.Agents.Call(limited, server.Address, ProgressPath, r, &p)
-		cancel()
-		problem, refused := errors.AsType[*cluster.Problem](err)
-		if err == nil || refused && problem.ExitCode() == cluster.ExitRefused {
-			return p, err
-		}
-		silent = append(silent, fmt.Errorf("%s: %s", server.Name, agent.Explain(err)))
-	}
-	return Progress{}, errors.Join(silent...)
+	var p Progress
+	others := agent.Servers{Client: f.Agents, Nodes: f.Servers, But: f.Self.Name, Patience: checkPatience}
+	err = others.Call(ctx, ProgressPath, r, &p)
+	return p, err
 }
 
 // NodeClient asks other agents as the node whose files are below dir. It reads
@@ -323,32 +311,26 @@ func NodeClient(dir string) (*agent.Client, error) {
 	if err != nil {
 		return nil, err
 	}
+	Reread(config, filepath.Join(dir, "pki/agent.crt"), filepath.Join(dir, "pki/agent.key"))
+	return agent.NewClient(config, nil), nil
+}
+
+// Reread makes a client's config read its certificate again from these files
+// for each connection: the node renews them.
+func Reread(config *tls.Config, certificate, key string) {
 	config.Certificates = nil
 	config.GetClientCertificate = func(*tls.CertificateRequestInfo) (*tls.Certificate, error) {
-		pair, err := tls.LoadX509KeyPair(filepath.Join(dir, "pki/agent.crt"), filepath.Join(dir, "pki/agent.key"))
+		pair, err := tls.LoadX509KeyPair(certificate, key)
 		return &pair, err
 	}
-	return agent.NewClient(config, nil), nil
 }
 
 // clientURL is where a server's member answers clients.
 func clientURL(n cluster.Node) string { return component.ClientURL(n) }
 
-// ReportLeft tells a server that the components of a removed one have stopped,
-// so that its member can go. It asks one after the other.
+// ReportLeft tells another server that the components of a removed one have
+// stopped, so that its member can go.
 func ReportLeft(ctx context.Context, agents *agent.Client, servers []cluster.Node, self string) error {
-	var silent []error
-	for _, server := range servers {
-		if server.Name == self {
-			continue
-		}
-		limited, cancel := context.WithTimeout(ctx, checkPatience)
-		err := agents.Call(limited, server.Address, LeftPath, LeftReport{Name: self}, nil)
-		cancel()
-		if err == nil {
-			return nil
-		}
-		silent = append(silent, fmt.Errorf("%s: %s", server.Name, agent.Explain(err)))
-	}
-	return errors.Join(silent...)
+	others := agent.Servers{Client: agents, Nodes: servers, But: self, Patience: checkPatience}
+	return others.Call(ctx, LeftPath, LeftReport{Name: self}, nil)
 }

@@ -95,27 +95,12 @@ func (s *Service) addAgain(ctx context.Context, node cluster.Node) (component.In
 	return initialCluster(members, node), nil
 }
 
-// AskRejoin asks one server after the other to let self join again.
+// AskRejoin asks another server to let self join again.
 func AskRejoin(ctx context.Context, agents *agent.Client, servers []cluster.Node, self string) (component.InitialCluster, error) {
-	var silent []error
-	for _, server := range servers {
-		if server.Name == self {
-			continue
-		}
-		var initial component.InitialCluster
-		limited, cancel := context.WithTimeout(ctx, admitPatience)
-		err := agents.Call(limited, server.Address, RejoinPath, RejoinRequest{Name: self}, &initial)
-		cancel()
-		problem, refused := errors.AsType[*cluster.Problem](err)
-		if err == nil || refused && problem.ExitCode() != cluster.ExitNoQuorum {
-			return initial, err
-		}
-		silent = append(silent, fmt.Errorf("%s: %s", server.Name, agent.Explain(err)))
-	}
-	return component.InitialCluster{}, &cluster.Problem{
-		What: "no other server can let " + self + " join again", Err: errors.Join(silent...),
-		Do: "kuorum status", Exit: cluster.ExitNoQuorum,
-	}
+	var initial component.InitialCluster
+	others := agent.Servers{Client: agents, Nodes: servers, But: self, Patience: admitPatience}
+	err := others.Call(ctx, RejoinPath, RejoinRequest{Name: self}, &initial)
+	return initial, err
 }
 
 // StartOver gives the node's etcd a new beginning: its data is moved aside, and

@@ -2,8 +2,6 @@ package membership
 
 import (
 	"context"
-	"errors"
-	"fmt"
 	"path"
 	"strings"
 	"time"
@@ -54,22 +52,15 @@ func RenewWorker(ctx context.Context, agents *agent.Client, spec *cluster.Spec, 
 	if err != nil {
 		return nil, err
 	}
-	var silent []error
-	for _, server := range spec.Servers() {
-		var signed Admission
-		limited, cancel := context.WithTimeout(ctx, checkPatience)
-		err := agents.Call(limited, server.Address, RenewPath, Renewal{Name: node.Name, Requests: requests}, &signed)
-		cancel()
-		if err != nil {
-			silent = append(silent, fmt.Errorf("%s: %s", server.Name, agent.Explain(err)))
-			continue
+	var signed Admission
+	servers := agent.Servers{Client: agents, Nodes: spec.Servers(), Patience: checkPatience}
+	if err := servers.Call(ctx, RenewPath, Renewal{Name: node.Name, Requests: requests}, &signed); err != nil {
+		return nil, &cluster.Problem{
+			What: "the certificates of " + node.Name + " are not renewed", Err: err,
+			Do: "kuorum status; a worker whose certificates have ended: kuorum leave --force, then kuorum join",
 		}
-		return keys.Files(signed.Spec, node, signed.Certificates, signed.Trust)
 	}
-	return nil, &cluster.Problem{
-		What: "no server renews the certificates of " + node.Name, Err: errors.Join(silent...),
-		Do: "kuorum status; a worker whose certificates have ended: kuorum leave --force, then kuorum join",
-	}
+	return keys.Files(signed.Spec, node, signed.Certificates, signed.Trust)
 }
 
 // anyDue looks at a node's own certificates, not at the authorities'.

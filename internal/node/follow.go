@@ -6,6 +6,7 @@ import (
 	"errors"
 	"time"
 
+	"kuorum/internal/agent"
 	"kuorum/internal/cluster"
 	"kuorum/internal/component"
 	"kuorum/internal/membership"
@@ -88,26 +89,18 @@ func (a *Agent) isIn(spec *cluster.Spec) bool {
 	return ok && n.Address == a.machine.Node.Address
 }
 
-// askSpec asks one server after the other for what a quorum agrees on.
+// askSpec asks another server what a quorum agrees on.
 func (a *Agent) askSpec(ctx context.Context) {
-	for _, server := range a.spec.Load().Servers() {
-		if server.Name == a.machine.Node.Name {
-			continue
-		}
-		var spec cluster.Spec
-		limited, cancel := context.WithTimeout(ctx, askPatience)
-		err := a.agents.Call(limited, server.Address, membership.SpecPath, nil, &spec)
-		cancel()
-		if err != nil {
-			continue
-		}
-		if !a.isIn(&spec) {
-			a.leave()
-			return
-		}
-		a.adopt(&spec)
+	var spec cluster.Spec
+	others := agent.Servers{Client: a.agents, Nodes: a.spec.Load().Servers(), But: a.machine.Node.Name, Patience: askPatience}
+	if err := others.Call(ctx, membership.SpecPath, nil, &spec); err != nil {
+		return // it is asked again
+	}
+	if !a.isIn(&spec) {
+		a.leave()
 		return
 	}
+	a.adopt(&spec)
 }
 
 // leave makes the node stop and put its state away.

@@ -3,7 +3,6 @@ package node
 import (
 	"context"
 	"crypto/tls"
-	"crypto/x509"
 	"errors"
 	"fmt"
 	"io/fs"
@@ -89,22 +88,21 @@ func newServer(m component.Machine, options Options, agents *agent.Client) (*ser
 // etcdTLS reads the client certificate again for each connection, so that a
 // renewed one is used without a restart.
 func etcdTLS(dir string) (*tls.Config, error) {
-	ca, err := os.ReadFile(filepath.Join(dir, "ca.crt"))
+	var files [3][]byte
+	paths := []string{filepath.Join(dir, "ca.crt"), filepath.Join(dir, "agent-client.crt"), filepath.Join(dir, "agent-client.key")}
+	for i, path := range paths {
+		data, err := os.ReadFile(path)
+		if err != nil {
+			return nil, err
+		}
+		files[i] = data
+	}
+	config, err := pki.EtcdClientTLS(files[0], pki.Pair{Cert: files[1], Key: files[2]})
 	if err != nil {
 		return nil, err
 	}
-	pool := x509.NewCertPool()
-	if !pool.AppendCertsFromPEM(ca) {
-		return nil, fmt.Errorf("%s/ca.crt holds no certificate", dir)
-	}
-	return &tls.Config{
-		MinVersion: tls.VersionTLS12,
-		RootCAs:    pool,
-		GetClientCertificate: func(*tls.CertificateRequestInfo) (*tls.Certificate, error) {
-			pair, err := tls.LoadX509KeyPair(filepath.Join(dir, "agent-client.crt"), filepath.Join(dir, "agent-client.key"))
-			return &pair, err
-		},
-	}, nil
+	membership.Reread(config, paths[1], paths[2])
+	return config, nil
 }
 
 func (s *server) etcdStatus(ctx context.Context) *cluster.EtcdStatus {
