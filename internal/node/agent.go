@@ -57,6 +57,7 @@ type Agent struct {
 	specChanged chan struct{}                 // one waits there after a change
 	complete    chan struct{}                 // closed once the node's join is
 	startOver   chan component.InitialCluster // with which a new member of this server starts
+	reread      chan struct{}                 // one waits there when the node's files are others
 	removed     chan struct{}                 // closed when the cluster has removed the node
 	removedOnce sync.Once
 }
@@ -74,7 +75,7 @@ func NewAgent(options Options, disk membership.Disk) (*Agent, error) {
 	a := &Agent{
 		options: options, machine: machine, components: component.For(machine), started: time.Now(),
 		complete: make(chan struct{}), removed: make(chan struct{}), specChanged: make(chan struct{}, 1),
-		startOver: make(chan component.InitialCluster, 1),
+		startOver: make(chan component.InitialCluster, 1), reread: make(chan struct{}, 1),
 	}
 	a.spec.Store(machine.Spec)
 	if !disk.Joining {
@@ -211,6 +212,9 @@ func (a *Agent) Run(ctx context.Context) error {
 		case initial := <-a.startOver:
 			end = startOverError(initial)
 			cancel()
+		case <-a.reread:
+			end = errReread
+			cancel()
 		}
 		return nil
 	})
@@ -220,6 +224,9 @@ func (a *Agent) Run(ctx context.Context) error {
 	}
 	if !stopped && end == nil {
 		return err
+	}
+	if errors.Is(end, errReread) {
+		return errors.Join(err, end)
 	}
 	if end != nil {
 		a.supervisor.SetStopTimeout("kube-apiserver", a.partingTime(ctx))

@@ -62,13 +62,20 @@ func (a *Agent) membersAPI() http.Handler {
 		writeJSON(w, a.Status(r.Context()))
 	})
 	mux.HandleFunc("POST "+membership.LeavePath, func(w http.ResponseWriter, r *http.Request) {
-		if caller, group, _ := pki.Peer(r.TLS); group != pki.GroupAdmins && pki.AgentNode(caller) != a.machine.Node.Name {
-			refuse(w, &cluster.Problem{What: "only the node itself, or an administrator, may say so", Exit: cluster.ExitRefused})
+		if err := a.commands(r); err != nil {
+			refuse(w, err)
 			return
 		}
-		writeJSON(w, nothing{})
-		_ = http.NewResponseController(w).Flush() // before the connection is closed, or the caller takes it for a failure
+		answer(w)
 		a.leave()
+	})
+	mux.HandleFunc("POST "+agent.RereadPath, func(w http.ResponseWriter, r *http.Request) {
+		if err := a.commands(r); err != nil {
+			refuse(w, err)
+			return
+		}
+		answer(w)
+		a.readAgain()
 	})
 	if a.server != nil {
 		a.server.memberAPI(mux)
@@ -80,6 +87,22 @@ func (a *Agent) membersAPI() http.Handler {
 		}))
 	}
 	return mux
+}
+
+// commands is nil when the caller may command this very node: an administrator,
+// or the node itself.
+func (a *Agent) commands(r *http.Request) error {
+	if caller, group, _ := pki.Peer(r.TLS); group == pki.GroupAdmins || pki.AgentNode(caller) == a.machine.Node.Name {
+		return nil
+	}
+	return &cluster.Problem{What: "only the node itself, or an administrator, may say so", Exit: cluster.ExitRefused}
+}
+
+// answer says yes to a command that ends this agent, before the connection is
+// closed, or the caller would take it for a failure.
+func answer(w http.ResponseWriter) {
+	writeJSON(w, nothing{})
+	_ = http.NewResponseController(w).Flush()
 }
 
 // membersOnly refuses callers without a certificate; those with a wrong one

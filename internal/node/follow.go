@@ -103,6 +103,14 @@ func (a *Agent) askSpec(ctx context.Context) {
 	a.adopt(&spec)
 }
 
+// readAgain makes a new agent of this node, from the files as they are now.
+func (a *Agent) readAgain() {
+	select {
+	case a.reread <- struct{}{}:
+	default: // it will
+	}
+}
+
 // leave makes the node stop and put its state away.
 func (a *Agent) leave() { a.removedOnce.Do(func() { close(a.removed) }) }
 

@@ -23,6 +23,11 @@ const (
 // errRemoved ends the run of a node that the cluster has removed.
 var errRemoved = errors.New("the cluster has removed this node")
 
+// errReread ends the run of an agent whose node's files are others now. Its
+// components run on; the next agent adopts those that the change does not
+// touch, and replaces the others in their order.
+var errReread = errors.New("the files of this node have changed")
+
 // startOverError ends the run of a server that gets a new member.
 type startOverError component.InitialCluster
 
@@ -30,7 +35,8 @@ func (startOverError) Error() string { return "this server gets a new etcd membe
 
 // Run runs the node that this machine is. A machine that is none waits until
 // `kuorum join` or a lab makes it one; one that the cluster removes stops its
-// components, puts its state away and waits again. Run blocks until ctx ends,
+// components, puts its state away and waits again; one whose files have changed
+// reads them anew. Run blocks until ctx ends,
 // which leaves the components running, or until Options.Stop is closed, which
 // stops them.
 func Run(ctx context.Context, options Options) error {
@@ -52,6 +58,10 @@ func Run(ctx context.Context, options Options) error {
 			if err := membership.StartOver(component.EtcDir, component.VarDir, component.InitialCluster(initial)); err != nil {
 				return err
 			}
+			continue
+		}
+		if errors.Is(err, errReread) {
+			options.Log.Info("reading the node's files again")
 			continue
 		}
 		if !errors.Is(err, errRemoved) {
