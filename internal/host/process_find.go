@@ -101,3 +101,38 @@ func BootID() (string, error) {
 	}
 	return strings.TrimSpace(string(data)), nil
 }
+
+// Self names this process so that no other is taken for it, also after a
+// reboot: BOOT-ID.PID.START-TIME.
+func Self() (string, error) {
+	boot, err := BootID()
+	if err != nil {
+		return "", err
+	}
+	st, err := readStat(os.Getpid())
+	if err != nil {
+		return "", fmt.Errorf("cannot tell this process from others: %w", err)
+	}
+	return fmt.Sprintf("%s.%d.%d", boot, os.Getpid(), st.start), nil
+}
+
+// Lives tells whether the process that Self named still runs. sure is false
+// when it belongs to another boot or to another machine, and for what is no
+// such name.
+func Lives(name string) (lives, sure bool) {
+	boot, err := BootID()
+	parts := strings.Split(name, ".")
+	if err != nil || len(parts) != 3 || parts[0] != boot {
+		return false, false
+	}
+	pid, errPID := strconv.Atoi(parts[1])
+	start, errStart := strconv.ParseUint(parts[2], 10, 64)
+	if errPID != nil || errStart != nil {
+		return false, false
+	}
+	st, err := readStat(pid)
+	if errors.Is(err, ErrGone) {
+		return false, true
+	}
+	return err == nil && st.start == start && !st.dead(), err == nil
+}

@@ -370,3 +370,26 @@ func TestBootIDIsStable(t *testing.T) {
 		t.Errorf("boot ids are %q and %q, %v", a, b, err)
 	}
 }
+
+// TestLives: a process is known by its name from Self, its successor with the
+// same number is not, and of other boots nothing is known.
+func TestLives(t *testing.T) {
+	self, err := Self()
+	if err != nil {
+		t.Fatal(err)
+	}
+	boot, rest, _ := strings.Cut(self, ".")
+	pid, start, _ := strings.Cut(rest, ".")
+	for name, want := range map[string][2]bool{
+		self:                         {true, true},
+		boot + "." + pid + "." + "1": {false, true},
+		boot + ".4194304." + start:   {false, true}, // beyond pid_max
+		"other." + rest:              {false, false},
+		boot + ".x." + start:         {false, false},
+		"":                           {false, false},
+	} {
+		if lives, sure := Lives(name); lives != want[0] || sure != want[1] {
+			t.Errorf("%q: lives %v, sure %v", name, lives, sure)
+		}
+	}
+}

@@ -9,12 +9,10 @@ import (
 	"path/filepath"
 	"strconv"
 	"syscall"
-	"time"
 
 	"k8s.io/client-go/tools/clientcmd"
 	"k8s.io/client-go/tools/clientcmd/api"
 
-	"kuorum/internal/cluster"
 	"kuorum/internal/host"
 )
 
@@ -99,7 +97,7 @@ func (k File) modify(change func(*api.Config)) error {
 	if err := k.makeDir(); err != nil {
 		return err
 	}
-	unlock, err := k.lock()
+	unlock, err := lock(k.Path)
 	if err != nil {
 		return err
 	}
@@ -142,26 +140,6 @@ func (k File) own(path string) error {
 		return fmt.Errorf("cannot give %s to its user: %w", path, err)
 	}
 	return nil
-}
-
-func (k File) lock() (func(), error) {
-	name := k.Path + ".lock"
-	f, err := os.OpenFile(name, os.O_CREATE|os.O_EXCL, 0)
-	if errors.Is(err, os.ErrExist) {
-		age := "unknown"
-		if info, err := os.Stat(name); err == nil {
-			age = time.Since(info.ModTime()).Round(time.Second).String()
-		}
-		return nil, &cluster.Problem{
-			What: "cannot change " + k.Path, Why: fmt.Sprintf("somebody holds its lock %s for %s", name, age),
-			Do: "try again; if kubectl was killed in the middle: rm " + name,
-		}
-	}
-	if err != nil {
-		return nil, fmt.Errorf("cannot lock %s: %w", k.Path, err)
-	}
-	_ = f.Close() // its existence is the lock
-	return func() { _ = os.Remove(name) }, nil
 }
 
 func (k File) write(data []byte) error {
