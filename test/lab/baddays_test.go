@@ -9,6 +9,7 @@ import (
 	"maps"
 	"os"
 	"path/filepath"
+	"slices"
 	"strconv"
 	"strings"
 	"testing"
@@ -85,15 +86,20 @@ func TestComponentThatDiesEverySecond(t *testing.T) {
 	}
 }
 
-// TestFlippedByte: a member whose database was damaged on its disk takes no part,
-// the others go on, and one command gives it a new copy of the data.
+// TestFlippedByte: a member whose database or log was damaged on its disk takes
+// no part, the others go on, and one command gives it a new copy of the data.
 func TestFlippedByte(t *testing.T) {
 	l := threeServers(t)
-	marker := strings.Repeat("flip-this-byte-", 40)
+	t.Run("database", func(t *testing.T) { l.flippedByte(t, "flip-this-byte-", "snap/db") })
+	t.Run("log", func(t *testing.T) { l.flippedByte(t, "turn-this-byte-", "wal/*.wal") })
+}
+
+func (l *lab) flippedByte(t *testing.T, word, files string) {
+	marker := strings.Repeat(word, 40)
 	l.kubectl(t, "create", "configmap", "marker", "--from-literal=text="+marker)
 	defer l.kubectl(t, "delete", "configmap", "marker")
 	l.run(t, "lab", "stop", "cp3")
-	flip(t, filepath.Join(tests.dir, "labs", l.name, "machines/cp3/var/lib/kuorum/etcd/member/snap/db"), marker)
+	flip(t, filepath.Join(tests.dir, "labs", l.name, "machines/cp3/var/lib/kuorum/etcd/member", files), marker)
 	l.run(t, "lab", "start", "--wait=false", "cp3")
 	eventually(t, time.Minute, func() error {
 		for _, f := range l.status(t).Findings {
@@ -103,7 +109,8 @@ func TestFlippedByte(t *testing.T) {
 		}
 		return fmt.Errorf("the status has %q", l.status(t).Findings)
 	})
-	if log := l.run(t, "logs", "cp3", "etcd", "--tail", "200"); !strings.Contains(log, "corrupt") && !strings.Contains(log, "inconsistency") {
+	log := l.run(t, "logs", "cp3", "etcd", "--tail", "200")
+	if !strings.Contains(log, "corrupt") && !strings.Contains(log, "inconsistency") && !strings.Contains(log, "crc mismatch") {
 		t.Error("etcd's log does not say that its data is damaged")
 	}
 	l.kubectl(t, "create", "configmap", "meanwhile", "--from-literal=a=b")
@@ -119,18 +126,95 @@ func TestFlippedByte(t *testing.T) {
 	}
 }
 
-// flip changes one byte of each copy of the marker in a file.
-func flip(t *testing.T, path, marker string) {
+// flip changes one byte of each copy of the marker in the files.
+func flip(t *testing.T, pattern, marker string) {
 	t.Helper()
-	data, err := os.ReadFile(path)
+	paths, err := filepath.Glob(pattern)
 	if err != nil {
 		t.Fatal(err)
 	}
-	damaged := bytes.ReplaceAll(data, []byte(marker), []byte("F"+marker[1:]))
-	if bytes.Equal(damaged, data) {
-		t.Fatal("the marker is not in the database")
+	found := false
+	for _, path := range paths {
+		data, err := os.ReadFile(path)
+		if err != nil {
+			t.Fatal(err)
+		}
+		damaged := bytes.ReplaceAll(data, []byte(marker), []byte("F"+marker[1:]))
+		found = found || !bytes.Equal(damaged, data)
+		if err := os.WriteFile(path, damaged, 0o600); err != nil {
+			t.Fatal(err)
+		}
 	}
-	if err := os.WriteFile(path, damaged, 0o600); err != nil {
-		t.Fatal(err)
+	if !found {
+		t.Fatalf("the marker is in none of %v", paths)
 	}
+}
+
+// TestFullDisk fills the disk of a follower, then that of the leader: the others
+// go on, nothing acknowledged is lost, the status names the disk, and when there
+// is room again the member comes back by itself.
+func TestFullDisk(t *testing.T) {
+	l := ownLab(t, "disk", "--servers", "3")
+	l.awaitReady(t)
+	leader := l.awaitEtcd(t, "healthy").Leader
+	follower := map[string]string{"cp1": "cp2", "cp2": "cp3", "cp3": "cp1"}[leader]
+	for _, victim := range []string{follower, leader} {
+		t.Run(victim, func(t *testing.T) { l.fullDisk(t, victim) })
+	}
+}
+
+func (l *lab) fullDisk(t *testing.T, victim string) {
+	l.ownDisk(t, victim)
+	w, end := l.underWrites(t, "disk-"+victim)
+	l.on(t, victim, "sh", "-c", `mount -o remount,size=$(( $(df -k --output=used /var/lib/kuorum | tail -1) + 64 ))k /var/lib/kuorum`)
+	eventually(t, noticed, func() error {
+		if causes := l.status(t).causes(); !slices.Contains(causes, "disk-full "+victim) {
+			return fmt.Errorf("the status has %q", causes)
+		}
+		return nil
+	})
+	big := strings.Repeat("x", 900<<10)
+	eventually(t, time.Minute, func() error { // until its etcd cannot write any more
+		cmd := tests.command("-c", l.name, "kubectl", "create", "configmap", fmt.Sprintf("big-%s-%d", victim, time.Now().UnixNano()), "--from-file=x=/dev/stdin")
+		cmd.Stdin = strings.NewReader(big)
+		finish(t, cmd)
+		for _, m := range l.etcd(t).Members {
+			if m.Name == victim && m.State == "down" {
+				return nil
+			}
+		}
+		return fmt.Errorf("etcd of %s runs on a full disk", victim)
+	})
+	have := w.count()
+	eventually(t, 30*time.Second, func() error { return atLeast(w, have+20) }) // they go on without it
+	l.on(t, victim, "mount", "-o", "remount,size=6g", "/var/lib/kuorum")
+	eventually(t, time.Minute, func() error {
+		if s := l.etcd(t); s.State != "healthy" {
+			return fmt.Errorf("it is not back: %+v", s)
+		}
+		return nil
+	})
+	l.awaitReady(t)
+	end()
+}
+
+// ownDisk puts a machine's /var/lib/kuorum on a file system of its own, with the
+// data as a power cut would leave it.
+func (l *lab) ownDisk(t *testing.T, machine string) {
+	t.Helper()
+	l.on(t, machine, "sh", "-ec", `
+		etcd=$(pidof -s etcd)
+		mkdir /run/disk
+		mount -t tmpfs -o size=6g,mode=755 tmpfs /run/disk
+		kill -STOP $etcd
+		cp -a /var/lib/kuorum/. /run/disk
+		mount --bind /run/disk /var/lib/kuorum
+		kill -KILL $etcd`)
+	eventually(t, time.Minute, func() error {
+		if s := l.etcd(t); s.State != "healthy" {
+			return fmt.Errorf("etcd is %s: %+v", s.State, s)
+		}
+		return nil
+	})
+	l.awaitReady(t)
 }
