@@ -121,6 +121,7 @@ type Component struct {
 	Env   []string // beside PATH
 	Heap  string   // GOGC=N for a machine that is alone in its lab, in place of SmallHeap
 	After []string // components that must have been ready before this one starts
+	With  []string // of these, those that it ends before and starts after when they are replaced
 	Files []File
 	Dirs  []string // made with mode 0700 before the start
 	// Ready probes the live program; nil error means it does its work now.

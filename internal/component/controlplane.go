@@ -63,14 +63,18 @@ func apiserver(m Machine) Component {
 		// costs 0.5 s of 3. Several servers wait for the processors.
 		Heap:  "GOGC=50",
 		After: []string{"etcd"},
+		// Etcd waits 7 s for the watches of an API server before it ends.
+		With: []string{"etcd"},
 		Files: []File{
 			config("authentication.yaml", []byte(authenticationConfig)),
 			config("admission.yaml", admissionConfig(s.Spec.Kubernetes.PodSecurity)),
 			config("audit.yaml", []byte(auditPolicy)),
 		},
-		Dirs:        []string{LogDir},
-		Ready:       httpsReady(httpsURL(m.Node.Address, PortAPIServer)+"/readyz", pki("ca.crt")),
-		StopTimeout: 20 * time.Second,
+		Dirs:  []string{LogDir},
+		Ready: httpsReady(httpsURL(m.Node.Address, PortAPIServer)+"/readyz", pki("ca.crt")),
+		// It takes no new requests meanwhile. What is left after a while are
+		// watches, which it would keep open, and which go on elsewhere.
+		StopTimeout: 5 * time.Second,
 	}
 }
 

@@ -171,7 +171,7 @@ func processes(m component.Machine, components []component.Component) []supervis
 	var list []supervise.Process
 	for _, c := range components {
 		list = append(list, supervise.Process{
-			Name: c.Name, Path: c.Path, Args: c.Args, Env: c.Environ(m), After: c.After,
+			Name: c.Name, Path: c.Path, Args: c.Args, Env: c.Environ(m), After: c.After, With: c.With,
 			Ready: c.Ready, Digest: c.Digest(), StopTimeout: c.StopTimeout,
 			Log: filepath.Join(component.LogDir, c.Name+".log"), TimerSlack: c.TimerSlack,
 		})
@@ -196,7 +196,7 @@ func (a *Agent) Run(ctx context.Context) error {
 	})
 	if a.server != nil {
 		group.Go(func() error { return a.applyObjects(inner) })
-		background(group, inner, a.server.fsync.Run, a.server.members.Sweep, a.seed, a.watchSpec)
+		background(group, inner, a.server.metrics.Run, a.server.members.Sweep, a.seed, a.watchSpec)
 	}
 	stopped := false
 	var end error // why the node stops, and what comes then
@@ -228,8 +228,8 @@ func (a *Agent) Run(ctx context.Context) error {
 	if errors.Is(end, errReread) {
 		return errors.Join(err, end)
 	}
-	if end != nil {
-		a.supervisor.SetStopTimeout("kube-apiserver", a.partingTime(ctx))
+	if end != nil && !a.memberFollows(ctx) {
+		a.supervisor.SetStopTimeout("kube-apiserver", hopelessStop)
 	}
 	a.options.Log.Info("stopping the node's components")
 	stopping, done := context.WithTimeout(context.WithoutCancel(ctx), time.Minute)
@@ -241,16 +241,6 @@ func (a *Agent) Run(ctx context.Context) error {
 		return err
 	}
 	return end
-}
-
-// partingTime is what the API server of a node that goes gets to end. Without
-// its etcd it cannot finish a request. With it, what is left after a while are
-// watches, which it would keep open, and which go on elsewhere.
-func (a *Agent) partingTime(ctx context.Context) time.Duration {
-	if a.memberFollows(ctx) {
-		return partingStop
-	}
-	return hopelessStop
 }
 
 // partInPeace stops what needs the server's etcd while that is still a member,

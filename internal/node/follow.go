@@ -58,7 +58,7 @@ func (a *Agent) watchSpec(ctx context.Context) {
 	tick := time.NewTicker(askEvery)
 	defer tick.Stop()
 	for {
-		if a.joined() {
+		if a.joined() && a.etcdRuns(ctx) {
 			err := a.server.members.Register.Follow(ctx, func(spec *cluster.Spec) { a.see(ctx, spec) })
 			if ctx.Err() == nil {
 				a.options.Log.Debug("cannot follow cluster.yaml in etcd", "error", err)
@@ -70,6 +70,14 @@ func (a *Agent) watchSpec(ctx context.Context) {
 		case <-tick.C:
 		}
 	}
+}
+
+// etcdRuns waits until etcd is the one that is to run: a watch on one that is
+// about to be replaced would delay its end. It is false when that takes long.
+func (a *Agent) etcdRuns(ctx context.Context) bool {
+	limited, cancel := context.WithTimeout(ctx, askEvery)
+	defer cancel()
+	return a.supervisor.Wait(limited, "etcd") == nil
 }
 
 // see takes what the node's own member says. That it is no node any more it

@@ -14,11 +14,9 @@ import (
 // one.
 const lookEvery = 200 * time.Millisecond
 
-// What the API server of a node that goes gets to end, see partingTime.
-const (
-	partingStop  = 4 * time.Second
-	hopelessStop = time.Second
-)
+// hopelessStop is what the API server of a node that goes gets to end when it
+// cannot finish a request, without its etcd.
+const hopelessStop = time.Second
 
 // errRemoved ends the run of a node that the cluster has removed.
 var errRemoved = errors.New("the cluster has removed this node")

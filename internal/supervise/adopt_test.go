@@ -151,6 +151,36 @@ func TestDigestDecidesWhatIsAdopted(t *testing.T) {
 	mustStop(t, s)
 }
 
+// TestReplacedWithAnother: b works with a only, so it ends before a new a comes,
+// and starts after; c, which merely comes after a, runs on.
+func TestReplacedWithAnother(t *testing.T) {
+	st := newSite(t)
+	processes := trio(st.journal)
+	processes[1].With = []string{"a"}
+	first, leave := running(t, st.dir, processes)
+	waitReady(t, first)
+	old := pids(first)
+	leave()
+
+	processes[0].Digest = "new"
+	s, leave := running(t, st.dir, processes)
+	eventually(t, "b is replaced", func() bool { pid := pids(s)["b"]; return pid != 0 && pid != old["b"] })
+	waitReady(t, s)
+	now := pids(s)
+	if now["a"] == old["a"] || now["c"] != old["c"] || alive(old["a"]) || alive(old["b"]) {
+		t.Errorf("PIDs were %v and are %v: want a and b replaced, c kept", old, now)
+	}
+	eventually(t, "b starts after the old a has ended", func() bool {
+		lines := journalLines(st.journal)
+		return before(lines[max(0, slices.Index(lines, "stop b")):], "stop a", "start b")
+	})
+	if lines := journalLines(st.journal); !before(lines, "stop b", "stop a") || slices.Contains(lines, "stop c") {
+		t.Errorf("journal is %q", lines)
+	}
+	leave()
+	mustStop(t, s)
+}
+
 func TestAnotherProcessIsNeverTakenForOurs(t *testing.T) {
 	stranger, err := host.StartProcess(host.Command{Path: "/bin/sleep", Args: []string{"120"}})
 	if err != nil {

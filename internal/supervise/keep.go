@@ -66,11 +66,20 @@ func (s *Supervisor) ensure(ctx context.Context, u *unit) bool {
 	if !s.awaitNeeds(ctx, u) {
 		return false
 	}
-	if old != nil && !s.replace(ctx, u, old) {
+	// It may have ended before something that it goes with.
+	if old, _ = s.running(u); old != nil && !s.replace(ctx, u, old) {
 		return ctx.Err() == nil
 	}
 	s.start(u)
 	return true
+}
+
+// outdate marks what goes with an outdated unit as outdated as well.
+func (s *Supervisor) outdate(u *unit) {
+	for _, rider := range u.carries {
+		s.update(rider, func() { rider.outdated = rider.child != nil })
+		s.outdate(rider)
+	}
 }
 
 // awaitNeeds blocks until all that the unit needs was ready once. It returns
@@ -117,6 +126,11 @@ func (u *unit) unreadyNeeds() []string {
 func (s *Supervisor) replace(ctx context.Context, u *unit, old *child) bool {
 	s.log.Info("component is outdated, replacing it", "component", u.Name, "pid", old.pid)
 	s.update(u, func() { u.state.Phase, u.state.Message = PhaseStopping, "is replaced by a new version" })
+	for _, rider := range u.carries { // they wait for u to be ready
+		if c, _ := s.running(rider); c != nil && !s.replace(ctx, rider, c) {
+			return false
+		}
+	}
 	if err := s.end(ctx, old, u.Name, u.StopTimeout); err != nil {
 		if ctx.Err() == nil {
 			s.log.Error("component cannot be replaced", "component", u.Name, "error", err)

@@ -5,6 +5,7 @@ import (
 	"fmt"
 	"path/filepath"
 	"regexp"
+	"slices"
 	"strings"
 	"time"
 )
@@ -39,6 +40,12 @@ func order(processes []Process) ([]*unit, error) {
 			}
 			u.needs = append(u.needs, need)
 			need.neededBy = append(need.neededBy, u)
+		}
+		for _, name := range u.With {
+			if !slices.Contains(u.After, name) {
+				return nil, fmt.Errorf("cannot supervise component %s: it goes with %q, which it does not come after", u.Name, name)
+			}
+			byName[name].carries = append(byName[name].carries, u)
 		}
 	}
 	return units, checkCircle(units)

@@ -26,6 +26,7 @@ func TestNewRefusesWhatCannotRun(t *testing.T) {
 		"path as name":   {[]Process{ok("../a")}, "name"},
 		"temporary file": {[]Process{ok(".tmp-a")}, "name"},
 		"relative path":  {[]Process{{Name: "a", Path: "bin/a"}}, "not absolute"},
+		"with another":   {[]Process{ok("a"), {Name: "b", Path: "/bin/b", With: []string{"a"}}}, "does not come after"},
 		"negative":       {[]Process{{Name: "a", Path: "/bin/a", StopTimeout: -time.Second}}, "negative"},
 	} {
 		_, err := New(t.TempDir(), slog.New(slog.DiscardHandler), tc.processes)

@@ -121,6 +121,11 @@ func (s *Supervisor) adoptAll(ctx context.Context) error {
 		group.Go(func() { errs[i] = s.adopt(ctx, r) })
 	}
 	group.Wait()
+	for _, u := range s.units {
+		if _, outdated := s.running(u); outdated {
+			s.outdate(u)
+		}
+	}
 	return errors.Join(errs...)
 }
 

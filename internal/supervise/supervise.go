@@ -47,6 +47,10 @@ type Process struct {
 	// After names processes that must have been ready once, in the life of
 	// this supervisor, before this one starts.
 	After []string
+	// With names those of After that it cannot work without for a moment: when
+	// one of them is replaced, this one ends before it and starts after it,
+	// so that its clients are sent elsewhere in peace.
+	With []string
 	// Ready is a live probe: nil when the process does its work now, else
 	// why not. It must return soon after its context is done; it gets 2 s and
 	// may run several times at once. A nil Ready means: ready while it runs.
@@ -104,6 +108,7 @@ type unit struct {
 	Process
 	needs    []*unit       // what After names
 	neededBy []*unit       // the reverse
+	carries  []*unit       // whose With names it
 	wasReady chan struct{} // closed when it was ready for the first time
 
 	// Guarded by Supervisor.mu.
