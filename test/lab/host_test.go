@@ -66,7 +66,7 @@ func kuorumProcesses() []string {
 	for _, path := range paths {
 		data, _ := os.ReadFile(path) // ended meanwhile is empty
 		line := strings.ReplaceAll(string(data), "\x00", " ")
-		if strings.Contains(line, "/bundle/") || strings.Contains(line, "kuorum machine") || strings.Contains(line, "kuorum lab process") {
+		if strings.Contains(line, "/var/lib/kuorum/bundle/") || strings.Contains(line, "kuorum machine") || strings.Contains(line, "kuorum lab process") {
 			found = append(found, line)
 		}
 	}
