@@ -20,6 +20,7 @@ const (
 	codeEtcdCorrupt         = "etcd-corrupt"
 	codeEtcdQuotaNear       = "etcd-quota-near"
 	codeEtcdFragmented      = "etcd-fragmented"
+	codeEtcdTimersDiffer    = "etcd-timers-differ"
 	codeDiskFull            = "disk-full"
 	codeDiskLow             = "disk-low"
 	codeDiskSlow            = "disk-slow"

@@ -3,6 +3,8 @@ package advise
 import (
 	"fmt"
 	"time"
+
+	"kuorum/internal/cluster"
 )
 
 const (
@@ -46,7 +48,7 @@ func Timers(rtt, fsyncP99 time.Duration) TimerAdvice {
 		a.Heartbeat = mostHeartbeat
 		a.Reasons = append(a.Reasons, fmt.Sprintf("etcd takes no election beyond %v: these machines are too slow or too far apart for one cluster", electionBeats*mostHeartbeat))
 	}
-	a.Election = electionBeats * a.Heartbeat
+	a.Election = ElectionOf(a.Heartbeat)
 	a.Reasons = append(a.Reasons, fmt.Sprintf("an election is %d heartbeats: ten times the RTT at least, and a few late packets call none", electionBeats))
 	if rtt == 0 {
 		a.Reasons = append(a.Reasons, "the time between the members is not known")
@@ -55,6 +57,43 @@ func Timers(rtt, fsyncP99 time.Duration) TimerAdvice {
 		a.Reasons = append(a.Reasons, "the time of an fsync is not known")
 	}
 	return a
+}
+
+// ElectionOf is the election timeout that goes with a heartbeat.
+func ElectionOf(heartbeat time.Duration) time.Duration { return electionBeats * heartbeat }
+
+// Slowest is the longest way between two members, and the slowest fsyncs of
+// any, as they measured them lately; 0 for what nobody knows.
+func Slowest(e Etcd) (rtt, fsyncP99 time.Duration) {
+	for _, m := range e.Members {
+		if m.Status != nil {
+			rtt, fsyncP99 = max(rtt, time.Duration(m.Status.PeerRTT)), max(fsyncP99, time.Duration(m.Status.FsyncP99))
+		}
+	}
+	return rtt, fsyncP99
+}
+
+// timers finds members that run with other timers than cluster.yaml has: all
+// should have the same, or some call elections that the others see no reason
+// for.
+func (v *view) timers() []cluster.Finding {
+	want := v.spec.Spec.Etcd
+	var all []cluster.Finding
+	for _, m := range v.members {
+		if m.status == nil || m.status.Heartbeat == 0 || m.status.Heartbeat == want.Heartbeat && m.status.ElectionTimeout == want.ElectionTimeout {
+			continue
+		}
+		all = append(all, cluster.Finding{
+			Code:     codeEtcdTimersDiffer,
+			Severity: cluster.SeverityInfo,
+			Node:     m.node,
+			What: fmt.Sprintf("etcd of %s runs with other timers than cluster.yaml has: heartbeat %v, election timeout %v",
+				m.node, m.status.Heartbeat, m.status.ElectionTimeout),
+			Why: "it was not started again since they were changed",
+			Do:  fmt.Sprintf("kuorum etcd timers --heartbeat %v --election-timeout %v", want.Heartbeat, want.ElectionTimeout),
+		})
+	}
+	return all
 }
 
 // roundUp is d in whole steps; it cannot overflow below mostHeartbeat.

@@ -66,3 +66,13 @@ func TestFsyncBad(t *testing.T) {
 		}
 	}
 }
+
+func TestSlowest(t *testing.T) {
+	w := wellWorld(t, 3, 0)
+	w.etcd("cp1").FsyncP99, w.etcd("cp1").PeerRTT = cluster.Duration(9*time.Millisecond), cluster.Duration(time.Millisecond)
+	w.etcd("cp2").FsyncP99, w.etcd("cp2").PeerRTT = cluster.Duration(4*time.Millisecond), cluster.Duration(3*time.Millisecond)
+	w.lose("cp3")
+	if rtt, fsync := Slowest(ReviewEtcd(w.spec, w.reports, noon())); rtt != 3*time.Millisecond || fsync != 9*time.Millisecond {
+		t.Errorf("got rtt %v, fsync %v", rtt, fsync)
+	}
+}

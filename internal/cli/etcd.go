@@ -30,11 +30,12 @@ something does, but for defrag, which is refused while any member is not well.`,
   kuorum etcd promote cp3                  give a learner its vote
   kuorum etcd compact --keep 0             make room in full databases: forget history,
   kuorum etcd defrag                       give the room back to the disk,
-  kuorum etcd alarms --disarm              and let etcd write again`,
+  kuorum etcd alarms --disarm              and let etcd write again
+  kuorum etcd timers                       how soon a dead leader is noticed, and could be`,
 		Args: cobra.NoArgs,
 		RunE: func(cmd *cobra.Command, _ []string) error { return cmd.Help() },
 	}
-	cmd.AddCommand(a.etcdStatus(), a.etcdMembers(), a.etcdRemove(), a.etcdPromote(), a.etcdRebuild(), a.etcdDefrag(), a.etcdCompact(), a.etcdAlarms())
+	cmd.AddCommand(a.etcdStatus(), a.etcdMembers(), a.etcdRemove(), a.etcdPromote(), a.etcdRebuild(), a.etcdDefrag(), a.etcdCompact(), a.etcdAlarms(), a.etcdTimers())
 	return cmd
 }
 

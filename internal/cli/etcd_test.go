@@ -394,3 +394,14 @@ func TestDialEtcdNeedsItsFiles(t *testing.T) {
 		t.Errorf("on a worker: %v", err)
 	}
 }
+
+// TestTimersGoLeaderLast: followers start again first, and all of them.
+func TestTimersGoLeaderLast(t *testing.T) {
+	var names []string
+	for _, m := range leaderLast(threeMembers().Members) {
+		names = append(names, m.Label)
+	}
+	if diff := cmp.Diff([]string{"cp1", "cp3", "cp2"}, names); diff != "" {
+		t.Errorf("order differs (-want +got):\n%s", diff)
+	}
+}

@@ -1,6 +1,9 @@
 package cluster
 
-import "testing"
+import (
+	"testing"
+	"time"
+)
 
 // TestWithAndWithout: a spec grows and shrinks, gives out addresses, stays
 // valid, and the one before it is not changed.
@@ -39,5 +42,23 @@ func TestWithAndWithout(t *testing.T) {
 	}
 	if len(spec.Spec.Nodes) != 1 || len(two.Spec.Nodes) != 2 || two.Spec.Nodes[1].Address != "198.18.0.12" {
 		t.Error("the spec itself was changed")
+	}
+}
+
+// TestWithTimers: other timers are a spec of their own, and bad ones none.
+func TestWithTimers(t *testing.T) {
+	spec, err := New("demo", 3, 0)
+	if err != nil {
+		t.Fatal(err)
+	}
+	fast, err := spec.WithTimers(20*time.Millisecond, 200*time.Millisecond)
+	if err != nil || fast.Spec.Etcd.Heartbeat != Duration(20*time.Millisecond) || fast.Spec.Etcd.ElectionTimeout != Duration(200*time.Millisecond) {
+		t.Errorf("got %+v, %v", fast.Spec.Etcd, err)
+	}
+	if spec.Spec.Etcd.Heartbeat != Duration(100*time.Millisecond) || spec.Spec.Etcd.ElectionTimeout != Duration(time.Second) {
+		t.Errorf("the first spec has changed: %+v", spec.Spec.Etcd)
+	}
+	if _, err := spec.WithTimers(100*time.Millisecond, 200*time.Millisecond); err == nil {
+		t.Error("an election after two heartbeats is taken")
 	}
 }

@@ -184,6 +184,14 @@ func (s *Spec) Without(name string) (*Spec, error) {
 	return &shrunk, shrunk.Validate()
 }
 
+// WithTimers is the spec with these timers of etcd. s itself is not changed.
+// The result is validated.
+func (s *Spec) WithTimers(heartbeat, election time.Duration) (*Spec, error) {
+	timed := *s
+	timed.Spec.Etcd.Heartbeat, timed.Spec.Etcd.ElectionTimeout = Duration(heartbeat), Duration(election)
+	return &timed, timed.Validate()
+}
+
 // ServiceIP is the first address of the services' range, which Kubernetes
 // gives to the Service of its own API (10.96.0.1 by default). It is the zero
 // Addr when the range is missing or malformed, which Validate rules out.

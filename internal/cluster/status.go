@@ -55,6 +55,11 @@ type EtcdStatus struct {
 	// FsyncP99 is how long the slowest hundredth of its log's fsyncs took in
 	// the last minute; 0 when there were none.
 	FsyncP99 Duration `json:"fsyncP99"`
+	// PeerRTT is how far the furthest other member is; 0 when none is known.
+	PeerRTT Duration `json:"peerRTT"`
+	// Heartbeat and ElectionTimeout are the timers that it was started with.
+	Heartbeat       Duration `json:"heartbeat"`
+	ElectionTimeout Duration `json:"electionTimeout"`
 }
 
 // EtcdAlarm is an alarm that stays until somebody disarms it.

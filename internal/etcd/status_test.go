@@ -42,10 +42,10 @@ func TestStatusOfAHealthyMember(t *testing.T) {
 	page, err := http.Get(s.client + "/metrics")
 	mustDo(t, err)
 	defer page.Body.Close()
-	h, err := ParseFsync(page.Body)
+	metrics, err := ParseMetrics(page.Body)
 	mustDo(t, err)
-	if p99 := h.Quantile(0.99); p99 <= 0 {
-		t.Errorf("two writes took no time on the disk: %v of %+v", p99, h)
+	if p99 := metrics.Fsync.Quantile(0.99); p99 <= 0 {
+		t.Errorf("two writes took no time on the disk: %v of %+v", p99, metrics)
 	}
 }
 

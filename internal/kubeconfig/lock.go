@@ -33,7 +33,7 @@ func lock(path string) (unlock func(), err error) {
 	if err != nil {
 		return nil, fmt.Errorf("cannot lock %s: %w", path, err)
 	}
-	for end := time.Now().Add(lockPatience); ; time.Sleep(lockEvery) {
+	for end := time.Now().Add(lockPatience); ; <-time.After(lockEvery) {
 		err := os.Symlink(lockMark+self, name)
 		if err == nil {
 			return func() { _ = os.Remove(name) }, nil

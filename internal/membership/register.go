@@ -119,6 +119,16 @@ func (r *Register) edit(ctx context.Context, verb string, change func(*cluster.S
 	return nil, &cluster.Problem{What: "cannot " + verb, Err: errBusy, Do: "try again"}
 }
 
+// SetTimers writes etcd's timers to cluster.yaml. Members run with them when
+// they start next.
+func (r *Register) SetTimers(ctx context.Context, heartbeat, election time.Duration) error {
+	_, err := r.edit(ctx, "set etcd's timers", func(spec *cluster.Spec) (*cluster.Spec, []etcd.Change, error) {
+		next, err := spec.WithTimers(heartbeat, election)
+		return next, nil, err
+	})
+	return err
+}
+
 // join is one under way.
 type join struct {
 	Name    string       `json:"name"`

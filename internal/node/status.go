@@ -41,7 +41,7 @@ func (a *Agent) Status(ctx context.Context) cluster.NodeStatus {
 	var states []supervise.State
 	all.Go(func() { states = a.supervisor.Probe(ctx) })
 	if a.server != nil {
-		all.Go(func() { s.Etcd = a.server.etcdStatus(ctx) })
+		all.Go(func() { s.Etcd = a.etcdStatus(ctx) })
 		all.Go(func() { s.Leaders = a.server.leaders(ctx) })
 	}
 	all.Wait()
@@ -59,9 +59,9 @@ func (a *Agent) Status(ctx context.Context) cluster.NodeStatus {
 // server is what only a server's agent asks: its own etcd member and its own
 // API server, so that the answer does not depend on other machines.
 type server struct {
-	etcd  *etcd.Client
-	fsync *etcd.FsyncWatch
-	api   *apiClient
+	etcd    *etcd.Client
+	metrics *etcd.MetricsWatch
+	api     *apiClient
 
 	address string // the node's own
 	members *membership.Service
@@ -80,7 +80,7 @@ func newServer(m component.Machine, options Options, agents *agent.Client) (*ser
 	if err != nil {
 		return nil, errors.Join(err, client.Close())
 	}
-	s := &server{etcd: client, fsync: etcd.WatchFsync(component.EtcdMetrics + "/metrics"), api: api, address: m.Node.Address}
+	s := &server{etcd: client, metrics: etcd.WatchMetrics(component.EtcdMetrics + "/metrics"), api: api, address: m.Node.Address}
 	s.members = newMembership(m, options, s, agents)
 	return s, nil
 }
@@ -105,15 +105,17 @@ func etcdTLS(dir string) (*tls.Config, error) {
 	return config, nil
 }
 
-func (s *server) etcdStatus(ctx context.Context) *cluster.EtcdStatus {
+func (a *Agent) etcdStatus(ctx context.Context) *cluster.EtcdStatus {
+	s := a.server
 	var status cluster.EtcdStatus
-	var p99 time.Duration
+	var recent etcd.Recent
 	var both sync.WaitGroup
 	both.Go(func() { status = s.etcd.Status(ctx) })
-	both.Go(func() { p99 = s.fsync.P99(ctx) })
+	both.Go(func() { recent = s.metrics.Recent(ctx) })
 	both.Wait()
+	status.Heartbeat, status.ElectionTimeout = a.machine.Spec.Spec.Etcd.Heartbeat, a.machine.Spec.Spec.Etcd.ElectionTimeout
 	if status.Error == "" {
-		status.FsyncP99 = cluster.Duration(p99)
+		status.FsyncP99, status.PeerRTT = cluster.Duration(recent.FsyncP99), cluster.Duration(recent.PeerRTT)
 	}
 	return &status
 }

@@ -5,6 +5,7 @@ package lab_test
 import (
 	"encoding/json"
 	"fmt"
+	"maps"
 	"os"
 	"path/filepath"
 	"slices"
@@ -26,7 +27,10 @@ type etcdMember struct {
 	ID, Name, Label, State, Why string
 	Learner, Healthy            bool
 	PeerURLs                    []string
-	Status                      *struct{ DBBytes, DBUsedBytes int64 }
+	Status                      *struct {
+		DBBytes, DBUsedBytes       int64
+		Heartbeat, ElectionTimeout string
+	}
 }
 
 // etcd runs the command once, which must say the same with its exit code.
@@ -190,4 +194,40 @@ func TestFullDatabase(t *testing.T) {
 		return nil
 	})
 	l.refused(t, 2, fmt.Sprintf("etcd has no member %q, or not any more", leader), "remove", leader)
+}
+
+// TestEtcdTimers: timers are set under writes, every member runs with them, and
+// nothing but etcd and the API server on it starts again.
+func TestEtcdTimers(t *testing.T) {
+	l := ownLab(t, "timers")
+	l.awaitReady(t)
+	if out := l.run(t, "etcd", "timers"); !strings.Contains(out, "possible: heartbeat ") || strings.Count(out, "100ms ") != 3 {
+		t.Errorf("it shows\n%s", out)
+	}
+	others := func(name string) map[string]int {
+		pids := l.machine(t, name).pids()
+		delete(pids, "etcd")
+		delete(pids, "kube-apiserver")
+		return pids
+	}
+	before := others("cp2")
+	_, end := l.underWrites(t, "timers")
+	l.run(t, "etcd", "timers", "--heartbeat", "40ms")
+	end()
+	for _, m := range l.awaitEtcd(t, "healthy").Members {
+		if m.Status == nil || m.Status.Heartbeat != "40ms" || m.Status.ElectionTimeout != "400ms" {
+			t.Errorf("%s runs with %+v", m.Name, m.Status)
+		}
+	}
+	if after := others("cp2"); !maps.Equal(before, after) {
+		t.Errorf("others were restarted: %v became %v", before, after)
+	}
+	for _, name := range []string{"cp1", "cp2", "cp3"} {
+		argv := l.on(t, name, "sh", "-c", "tr '\\0' ' ' < /proc/$(pidof -s etcd)/cmdline")
+		if !strings.Contains(argv, "--heartbeat-interval=40 ") || !strings.Contains(argv, "--election-timeout=400 ") {
+			t.Errorf("etcd of %s runs as %s", name, argv)
+		}
+	}
+	l.run(t, "lab", "stop", "--power", "cp3")
+	l.refused(t, 5, "the others must carry", "timers", "--heartbeat", "50ms")
 }

@@ -21,11 +21,11 @@ func page(counts ...int) string {
 	return b.String()
 }
 
-func parsed(t *testing.T, counts ...int) FsyncHistogram {
+func parsed(t *testing.T, counts ...int) Histogram {
 	t.Helper()
-	h, err := ParseFsync(strings.NewReader(page(counts...)))
+	m, err := ParseMetrics(strings.NewReader(page(counts...)))
 	mustDo(t, err)
-	return h
+	return m.Fsync
 }
 
 func TestQuantile(t *testing.T) {
@@ -52,7 +52,7 @@ func TestQuantile(t *testing.T) {
 			t.Errorf("quantile %v of %v is %v, want %v", test.q, test.counts, got, test.want)
 		}
 	}
-	if got := (FsyncHistogram{}).Quantile(0.99); got != 0 {
+	if got := (Histogram{}).Quantile(0.99); got != 0 {
 		t.Errorf("quantile of nothing is %v", got)
 	}
 }
@@ -68,28 +68,31 @@ func TestSub(t *testing.T) {
 		"pages read while it counted": {[]int{10, 11, 12, 12}, []int{5, 8, 8, 8}, []int{5, 5, 5, 5}},
 	} {
 		got := parsed(t, test.now...).Sub(parsed(t, test.older...))
-		if diff := cmp.Diff(parsed(t, test.want...), got, cmp.AllowUnexported(FsyncHistogram{}, bucket{})); diff != "" {
+		if diff := cmp.Diff(parsed(t, test.want...), got, cmp.AllowUnexported(Histogram{}, bucket{})); diff != "" {
 			t.Errorf("%s differs (-want +got):\n%s", name, diff)
 		}
 	}
 	now := parsed(t, 1, 2, 3, 4)
-	if diff := cmp.Diff(now, now.Sub(FsyncHistogram{}), cmp.AllowUnexported(FsyncHistogram{}, bucket{})); diff != "" {
+	if diff := cmp.Diff(now, now.Sub(Histogram{}), cmp.AllowUnexported(Histogram{}, bucket{})); diff != "" {
 		t.Errorf("since nothing differs (-want +got):\n%s", diff)
 	}
 }
 
-func TestParseFsyncTakesWhatPrometheusWrites(t *testing.T) {
-	h, err := ParseFsync(strings.NewReader("x 1\n" +
+func TestParseMetricsTakesWhatPrometheusWrites(t *testing.T) {
+	m, err := ParseMetrics(strings.NewReader("x 1\n" +
+		`etcd_network_peer_round_trip_time_seconds_bucket{To="8211f1d0f64f3269",le="0.0001"} 0` + "\n" +
+		`etcd_network_peer_round_trip_time_seconds_bucket{To="8211f1d0f64f3269",le="+Inf"} 3` + "\n" +
 		`etcd_disk_wal_fsync_duration_seconds_bucket{le="0.001"} 1.5e+06` + "\n" +
 		`etcd_disk_wal_fsync_duration_seconds_bucket{le="+Inf"} 2e+06 1700000000000` + "\n"))
 	mustDo(t, err)
-	want := FsyncHistogram{buckets: []bucket{{0.001, 1_500_000}, {math.Inf(1), 2_000_000}}}
-	if diff := cmp.Diff(want, h, cmp.AllowUnexported(FsyncHistogram{}, bucket{})); diff != "" {
-		t.Errorf("histogram differs (-want +got):\n%s", diff)
+	want := Histogram{buckets: []bucket{{0.001, 1_500_000}, {math.Inf(1), 2_000_000}}}
+	rtt := map[string]Histogram{"8211f1d0f64f3269": {buckets: []bucket{{0.0001, 0}, {math.Inf(1), 3}}}}
+	if diff := cmp.Diff(Metrics{Fsync: want, PeerRTT: rtt}, m, cmp.AllowUnexported(Histogram{}, bucket{})); diff != "" {
+		t.Errorf("metrics differ (-want +got):\n%s", diff)
 	}
 }
 
-func TestParseFsyncRefusesNonsense(t *testing.T) {
+func TestParseMetricsRefusesNonsense(t *testing.T) {
 	line := func(le, count string) string { return fsyncBuckets + le + `"} ` + count + "\n" }
 	end := line("+Inf", "9")
 	for name, text := range map[string]string{
@@ -108,17 +111,19 @@ func TestParseFsyncRefusesNonsense(t *testing.T) {
 		"bounds descend": line("2", "1") + line("1", "1") + end,
 		"bound twice":    line("1", "1") + line("1", "1") + end,
 		"counts descend": line("1", "10") + end,
+		"a peer's end":   end + rttBuckets + `a",le="1"} 1`,
+		"a peer's bound": end + rttBuckets + `a",le="x"} 1`,
 		"endless line":   strings.Repeat("x", 1<<17),
 	} {
-		if h, err := ParseFsync(strings.NewReader(text)); err == nil {
+		if h, err := ParseMetrics(strings.NewReader(text)); err == nil {
 			t.Errorf("%s: took it for %+v", name, h)
 		}
 	}
 }
 
-// FuzzParseFsync holds that whatever is taken gives quantiles that are no
+// FuzzParseMetrics holds that whatever is taken gives quantiles that are no
 // nonsense.
-func FuzzParseFsync(f *testing.F) {
+func FuzzParseMetrics(f *testing.F) {
 	f.Add(page(0, 0, 0, 0), page(0, 0, 0, 0))
 	f.Add(page(1, 2, 3, 4), page(1, 1, 2, 3))
 	f.Add(page(98, 98, 98, 100), page(99, 99, 99, 99))
@@ -127,19 +132,20 @@ func FuzzParseFsync(f *testing.F) {
 	f.Add(fsyncBuckets+`1e300"} 1`+"\n"+fsyncBuckets+`+Inf"} 2`, page(1, 2, 3, 4))
 	f.Add(fsyncBuckets+`0.001"} 1.5e+06 17`+"\n"+fsyncBuckets+`+Inf"} 2e+06`, "\x00")
 	f.Fuzz(func(t *testing.T, now, older string) {
-		h, err := ParseFsync(strings.NewReader(now))
+		m, err := ParseMetrics(strings.NewReader(now))
 		if err != nil {
 			return
 		}
-		before, _ := ParseFsync(strings.NewReader(older))
-		since := h.Sub(before)
+		h := m.Fsync
+		before, _ := ParseMetrics(strings.NewReader(older))
+		since := h.Sub(before.Fsync)
 		if err := since.check(); err != nil {
 			t.Errorf("the difference makes no sense: %v", err)
 		}
 		if n, total := len(h.buckets)-1, since.buckets[len(since.buckets)-1].count; total > h.buckets[n].count {
 			t.Errorf("%d samples since, %d in all", total, h.buckets[n].count)
 		}
-		for _, h := range []FsyncHistogram{h, since} {
+		for _, h := range []Histogram{h, since} {
 			last := time.Duration(0)
 			for _, q := range []float64{0, 0.5, 0.9, 0.99, 0.999, 1} {
 				got := h.Quantile(q)

@@ -1,11 +1,8 @@
 package etcd
 
 import (
-	"bufio"
 	"cmp"
 	"errors"
-	"fmt"
-	"io"
 	"math"
 	"slices"
 	"strconv"
@@ -13,14 +10,9 @@ import (
 	"time"
 )
 
-// fsyncBuckets is how a bucket of the histogram begins on etcd's metrics page;
-// its only label is the upper bound.
-const fsyncBuckets = `etcd_disk_wal_fsync_duration_seconds_bucket{le="`
-
-// FsyncHistogram counts how long the fsyncs of a member's log took since it
-// started: what the member's disk makes every write wait. The zero value has
-// no samples.
-type FsyncHistogram struct {
+// Histogram counts durations since a member started, as Prometheus does: by
+// upper bounds. The zero value has no samples.
+type Histogram struct {
 	buckets []bucket // ascending; none is below the one before it; the last bound is +Inf
 }
 
@@ -28,31 +20,6 @@ type FsyncHistogram struct {
 type bucket struct {
 	bound float64
 	count uint64
-}
-
-// ParseFsync finds the histogram on etcd's metrics page (text format of
-// Prometheus). It fails when it is not there, or makes no sense.
-func ParseFsync(page io.Reader) (FsyncHistogram, error) {
-	var h FsyncHistogram
-	lines := bufio.NewScanner(page)
-	for lines.Scan() {
-		rest, ok := strings.CutPrefix(lines.Text(), fsyncBuckets)
-		if !ok {
-			continue
-		}
-		b, err := parseBucket(rest)
-		if err != nil {
-			return FsyncHistogram{}, fmt.Errorf("cannot read etcd's metric %q: %w", lines.Text(), err)
-		}
-		h.buckets = append(h.buckets, b)
-	}
-	if err := lines.Err(); err != nil {
-		return FsyncHistogram{}, fmt.Errorf("cannot read etcd's metrics: %w", err)
-	}
-	if err := h.check(); err != nil {
-		return FsyncHistogram{}, fmt.Errorf("cannot read the fsync times in etcd's metrics: %w", err)
-	}
-	return h, nil
 }
 
 // parseBucket reads the rest of a line: `0.001"} 42`, maybe with a timestamp.
@@ -76,7 +43,7 @@ func parseBucket(rest string) (bucket, error) {
 	return bucket{bound: le, count: uint64(count)}, nil
 }
 
-func (h FsyncHistogram) check() error {
+func (h Histogram) check() error {
 	n := len(h.buckets)
 	if n == 0 {
 		return errors.New("there are none")
@@ -94,11 +61,11 @@ func (h FsyncHistogram) check() error {
 
 // Sub is what came since older was read. When older has more, the member has
 // started again in between, and all it has is new.
-func (h FsyncHistogram) Sub(older FsyncHistogram) FsyncHistogram {
+func (h Histogram) Sub(older Histogram) Histogram {
 	if len(h.buckets) != len(older.buckets) {
 		return h
 	}
-	since := FsyncHistogram{buckets: slices.Clone(h.buckets)}
+	since := Histogram{buckets: slices.Clone(h.buckets)}
 	for i, old := range older.buckets {
 		b := &since.buckets[i]
 		if b.bound != old.bound || b.count < old.count {
@@ -114,11 +81,11 @@ func (h FsyncHistogram) Sub(older FsyncHistogram) FsyncHistogram {
 	return since
 }
 
-// Quantile is the time that the share q (0 to 1) of the fsyncs did not exceed,
+// Quantile is the time that the share q (0 to 1) of the samples did not exceed,
 // as Prometheus estimates it: within a bucket they are taken to be spread
 // evenly, and beyond the last bound nothing is known but that bound. It is 0
 // when there are no samples.
-func (h FsyncHistogram) Quantile(q float64) time.Duration {
+func (h Histogram) Quantile(q float64) time.Duration {
 	n := len(h.buckets)
 	if n < 2 || h.buckets[n-1].count == 0 || math.IsNaN(q) {
 		return 0

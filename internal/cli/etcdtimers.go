@@ -1,0 +1,175 @@
+package cli
+
+import (
+	"cmp"
+	"context"
+	"fmt"
+	"io"
+	"slices"
+	"strings"
+	"time"
+
+	"github.com/spf13/cobra"
+
+	"kuorum/internal/advise"
+	"kuorum/internal/agent"
+	"kuorum/internal/cluster"
+	"kuorum/internal/membership"
+	"kuorum/internal/step"
+)
+
+// etcdTimers is the verb that shows etcd's timers, and sets them.
+type etcdTimers struct {
+	etcdWork
+	apply               bool
+	heartbeat, election time.Duration
+}
+
+func (a *app) etcdTimers() *cobra.Command {
+	w := &etcdTimers{etcdWork: etcdWork{app: a}}
+	cmd := &cobra.Command{
+		Use:   "timers",
+		Short: "How soon etcd notices a dead leader: measure, show, set",
+		Long: `Without flags it shows the timers that etcd runs with, what the members measure of their network and disks, and which
+timers these allow. Short ones find a dead leader sooner; too short, a late packet or write costs a live leader its lead.
+
+--apply sets the timers that the measurements allow, --heartbeat others. They are written to the cluster's cluster.yaml; then
+one member after the other starts with them, the leader last, each as soon as all are well again; the API server of its
+machine starts again with it. Writes go on: they go to the other servers meanwhile.
+Measure while the cluster does its usual work: an idle disk promises too much.`,
+		Example: `  kuorum etcd timers
+  kuorum etcd timers --apply --dry-run
+  kuorum etcd timers --heartbeat 50ms --election-timeout 500ms`,
+		Args: cobra.NoArgs,
+		RunE: func(cmd *cobra.Command, _ []string) error { return w.run(cmd.Context(), w.show) },
+	}
+	w.bind(cmd, 10*time.Minute)
+	cmd.Flags().BoolVar(&w.apply, "apply", false, "set the timers that the measurements allow")
+	cmd.Flags().DurationVar(&w.heartbeat, "heartbeat", 0, "set this time between two heartbeats of the leader")
+	cmd.Flags().DurationVar(&w.election, "election-timeout", 0, "how long nothing is heard of the leader before an election (default ten heartbeats)")
+	cmd.MarkFlagsMutuallyExclusive("apply", "heartbeat")
+	cmd.MarkFlagsMutuallyExclusive("apply", "election-timeout")
+	return cmd
+}
+
+func (w *etcdTimers) show(ctx context.Context) error {
+	if w.election != 0 && w.heartbeat == 0 {
+		return usage("--election-timeout goes with --heartbeat")
+	}
+	now, err := w.review(ctx)
+	if err != nil {
+		return err
+	}
+	if err := known(now); err != nil {
+		return err
+	}
+	rtt, fsync := advise.Slowest(now)
+	advice := advise.Timers(rtt, fsync)
+	switch {
+	case w.apply:
+		return w.set(ctx, now, advice.Heartbeat, advice.Election)
+	case w.heartbeat != 0:
+		return w.set(ctx, now, w.heartbeat, cmp.Or(w.election, advise.ElectionOf(w.heartbeat)))
+	}
+	if err := w.app.table(func(out io.Writer) { writeTimers(out, now) }); err != nil {
+		return err
+	}
+	_, err = fmt.Fprintf(w.app.process.Out, "\npossible: heartbeat %v, election timeout %v (kuorum etcd timers --apply)\n  %s\n",
+		advice.Heartbeat, advice.Election, strings.Join(advice.Reasons, "\n  "))
+	return err
+}
+
+// writeTimers is a line for each member, of what it says itself.
+func writeTimers(w io.Writer, e advise.Etcd) {
+	fmt.Fprintln(w, "MEMBER\tHEARTBEAT\tELECTION TIMEOUT\tFSYNC P99\tRTT TO THE FURTHEST")
+	for _, m := range e.Members {
+		if m.Status == nil {
+			fmt.Fprintf(w, "%s\t-\t-\t-\t-\n", m.Label)
+			continue
+		}
+		s := m.Status
+		fmt.Fprintf(w, "%s\t%v\t%v\t%s\t%s\n", m.Label, s.Heartbeat, s.ElectionTimeout, measured(s.FsyncP99), measured(s.PeerRTT))
+	}
+}
+
+// measured is a time with as many digits as a person reads; a dash for none.
+func measured(d cluster.Duration) string {
+	if d == 0 {
+		return "-"
+	}
+	return time.Duration(d).Round(10 * time.Microsecond).String()
+}
+
+// set gives all members these timers. What was interrupted is finished by the
+// same command.
+func (w *etcdTimers) set(ctx context.Context, now advise.Etcd, heartbeat, election time.Duration) error {
+	register := membership.NewRegister(w.client)
+	if _, err := w.target.spec.WithTimers(heartbeat, election); err != nil {
+		return err
+	}
+	if why := unwell(now, 0); why != "" && !w.dryRun {
+		return &cluster.Problem{
+			What: "the timers cannot be changed now", Why: "each member starts again, which the others must carry: " + why,
+			Do: "kuorum etcd status", Exit: cluster.ExitRefused,
+		}
+	}
+	steps := []step.Step{{
+		Name: fmt.Sprintf("write heartbeat %v and election timeout %v to cluster.yaml", heartbeat, election),
+		Do:   func(ctx context.Context) error { return register.SetTimers(ctx, heartbeat, election) },
+	}}
+	for _, m := range leaderLast(now.Members) {
+		steps = append(steps,
+			step.Step{Name: fmt.Sprintf("start etcd of %s with them", m.Label), Do: func(ctx context.Context) error { return w.restart(ctx, m, heartbeat, election) }},
+			step.Step{Name: "wait until all members are well", Do: w.awaitAllWell},
+		)
+	}
+	return w.steps(ctx, steps, w.app.newProgress())
+}
+
+// leaderLast puts the leader behind the others, so that the lead changes once.
+func leaderLast(members []advise.Member) []advise.Member {
+	leads := func(m advise.Member) bool { return m.State == advise.MemberLeader }
+	followers := slices.DeleteFunc(slices.Clone(members), leads)
+	return append(followers, slices.DeleteFunc(slices.Clone(members), func(m advise.Member) bool { return !leads(m) })...)
+}
+
+// restart has the node of a member read its files again until its etcd runs
+// with the timers, and all of its components are ready: the node may hear of
+// them a moment later than we, and its API server starts again with its etcd.
+func (w *etcdTimers) restart(ctx context.Context, m advise.Member, heartbeat, election time.Duration) error {
+	node, ok := w.target.spec.Node(m.Node)
+	if !ok {
+		return fmt.Errorf("cannot restart %s: no node of cluster.yaml runs it", memberText(m))
+	}
+	agents, err := w.target.agents()
+	if err != nil {
+		return err
+	}
+	return until(ctx, "etcd of "+node.Name+" does not run with the new timers", func() (string, error) {
+		report := agents.Report(ctx, node)
+		if report.Status == nil {
+			return node.Name + " " + report.Error, nil // its agent is starting
+		}
+		if s := report.Status.Etcd; s != nil && time.Duration(s.Heartbeat) == heartbeat && time.Duration(s.ElectionTimeout) == election {
+			return unreadyText(*report.Status), nil
+		}
+		if err := agents.Call(ctx, node.Address, agent.RereadPath, struct{}{}, nil); err != nil {
+			return node.Name + ": " + agent.Explain(err), nil
+		}
+		return "the agent of " + node.Name + " reads its files again", nil
+	})
+}
+
+// unreadyText names the components of a node that are not ready.
+func unreadyText(s cluster.NodeStatus) string {
+	var names []string
+	for _, c := range s.Components {
+		if c.Phase != "ready" {
+			names = append(names, fmt.Sprintf("%s is %s", c.Name, c.Phase))
+		}
+	}
+	if len(names) == 0 {
+		return ""
+	}
+	return s.Name + ": " + strings.Join(names, ", ")
+}
