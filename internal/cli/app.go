@@ -11,7 +11,6 @@ import (
 	"strings"
 
 	"github.com/spf13/cobra"
-	"k8s.io/client-go/tools/clientcmd"
 
 	"kuorum/internal/bundle"
 	"kuorum/internal/cluster"
@@ -206,11 +205,11 @@ func (a *app) currentContext(names []string) string {
 	if err != nil {
 		return ""
 	}
-	config, err := clientcmd.LoadFromFile(k.Path)
+	current, err := k.Current()
 	if err != nil {
 		return "" // no file, or one that kubectl itself will complain about
 	}
-	name, ours := strings.CutPrefix(config.CurrentContext, "kuorum-")
+	name, ours := strings.CutPrefix(current, "kuorum-")
 	if !ours || !slices.Contains(names, name) {
 		return ""
 	}

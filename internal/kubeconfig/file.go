@@ -3,15 +3,13 @@
 package kubeconfig
 
 import (
+	"bytes"
 	"errors"
 	"fmt"
 	"os"
 	"path/filepath"
 	"strconv"
 	"syscall"
-
-	"k8s.io/client-go/tools/clientcmd"
-	"k8s.io/client-go/tools/clientcmd/api"
 
 	"kuorum/internal/host"
 )
@@ -44,8 +42,8 @@ func Find(env func(string) string, home func(user string) (string, error)) (File
 		}
 		k.UID, k.GID = uid, gid
 	}
-	k.Path = filepath.Join(dir, clientcmd.RecommendedHomeDir, clientcmd.RecommendedFileName)
-	for _, path := range filepath.SplitList(env(clientcmd.RecommendedConfigPathEnvVar)) {
+	k.Path = filepath.Join(dir, ".kube", "config")
+	for _, path := range filepath.SplitList(env("KUBECONFIG")) {
 		if path == "" {
 			continue
 		}
@@ -61,18 +59,39 @@ func Find(env func(string) string, home func(user string) (string, error)) (File
 // into the file under one name, in place of older ones of that name, and leaves
 // everything else as it is.
 func (k File) Merge(path, name string) error {
-	own, err := clientcmd.LoadFromFile(path)
+	own, err := load(path)
 	if err != nil {
 		return fmt.Errorf("cannot read the cluster's kubeconfig: %w", err)
 	}
-	return k.modify(func(config *api.Config) {
-		config.Clusters[name] = own.Clusters[own.Contexts[own.CurrentContext].Cluster]
-		config.AuthInfos[name] = own.AuthInfos[own.Contexts[own.CurrentContext].AuthInfo]
-		config.Contexts[name] = &api.Context{Cluster: name, AuthInfo: name}
+	cluster, user, err := own.chosen()
+	if err != nil {
+		return fmt.Errorf("cannot use the cluster's kubeconfig: %w", err)
+	}
+	return k.modify(func(config tree) {
+		config.put(clusters, name, cluster)
+		config.put(users, name, user)
+		config.put(contexts, name, mapping(scalar("cluster"), scalar(name), scalar("user"), scalar(name)))
 		if k.Switch {
-			config.CurrentContext = name
+			config.setCurrent(name)
 		}
 	})
+}
+
+// Current is the name of the file's current context, empty when it has none.
+func (k File) Current() (string, error) {
+	config, err := load(k.Path)
+	if err != nil {
+		return "", fmt.Errorf("cannot read %s: %w", k.Path, err)
+	}
+	return config.current(), nil
+}
+
+func load(path string) (tree, error) {
+	data, err := os.ReadFile(path)
+	if err != nil {
+		return tree{}, err
+	}
+	return parse(data)
 }
 
 // Remove takes the entries of that name out of the file and nothing else; a
@@ -81,19 +100,19 @@ func (k File) Remove(name string) error {
 	if _, err := os.Stat(k.Path); errors.Is(err, os.ErrNotExist) {
 		return nil
 	}
-	return k.modify(func(config *api.Config) {
-		delete(config.Clusters, name)
-		delete(config.AuthInfos, name)
-		delete(config.Contexts, name)
-		if config.CurrentContext == name {
-			config.CurrentContext = ""
+	return k.modify(func(config tree) {
+		for _, list := range []string{clusters, users, contexts} {
+			config.remove(list, name)
+		}
+		if config.current() == name {
+			config.setCurrent("")
 		}
 	})
 }
 
 // modify reads, changes and writes the file under the same lock file that
 // kubectl takes (client-go's, PATH.lock).
-func (k File) modify(change func(*api.Config)) error {
+func (k File) modify(change func(tree)) error {
 	if err := k.makeDir(); err != nil {
 		return err
 	}
@@ -102,23 +121,23 @@ func (k File) modify(change func(*api.Config)) error {
 		return err
 	}
 	defer unlock()
-	config, err := clientcmd.LoadFromFile(k.Path)
+	config, err := load(k.Path)
 	if errors.Is(err, os.ErrNotExist) {
-		config, err = api.NewConfig(), nil
+		config, err = newTree(), nil
 	}
 	if err != nil {
 		return fmt.Errorf("cannot read %s: it is left as it is: %w", k.Path, err)
 	}
-	before := config.DeepCopy()
+	before, errBefore := config.encode()
 	change(config)
-	if equalConfigs(before, config) {
-		return nil
-	}
-	data, err := clientcmd.Write(*config)
-	if err != nil {
+	after, err := config.encode()
+	if err := errors.Join(errBefore, err); err != nil {
 		return fmt.Errorf("cannot write %s: %w", k.Path, err)
 	}
-	return k.write(data)
+	if bytes.Equal(before, after) {
+		return nil
+	}
+	return k.write(after)
 }
 
 func (k File) makeDir() error {
@@ -157,10 +176,4 @@ func (k File) write(data []byte) error {
 		return err
 	}
 	return owner.own(target)
-}
-
-func equalConfigs(a, b *api.Config) bool {
-	left, errLeft := clientcmd.Write(*a)
-	right, errRight := clientcmd.Write(*b)
-	return errLeft == nil && errRight == nil && string(left) == string(right)
 }

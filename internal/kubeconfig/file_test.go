@@ -9,7 +9,9 @@ import (
 	"time"
 
 	"github.com/google/go-cmp/cmp"
+	"github.com/google/go-cmp/cmp/cmpopts"
 	"k8s.io/client-go/tools/clientcmd"
+	"k8s.io/client-go/tools/clientcmd/api"
 
 	"kuorum/internal/cluster"
 	"kuorum/internal/pki"
@@ -158,6 +160,110 @@ func TestMergeWithoutSwitchAndTwice(t *testing.T) {
 	}
 }
 
+// TestMergeIntoAnyFile: client-go reads the same before and after, but for what
+// was merged.
+func TestMergeIntoAnyFile(t *testing.T) {
+	own := ownConfig(t)
+	for what, text := range map[string]string{
+		"empty":           " \n",
+		"a comment":       "# mine\n",
+		"null":            "null\n",
+		"without lists":   "apiVersion: v1\nkind: Config\n",
+		"empty lists":     "clusters: null\ncontexts: []\nusers:\ncurrent-context: \"\"\n",
+		"JSON":            `{"kind":"Config","clusters":[{"name":"a","cluster":{"server":"https://a","insecure-skip-tls-verify":true}}],"users":[{"name":"a","user":{"token":"0123"}}]}`,
+		"anchors":         "clusters:\n- {name: a, cluster: &a {server: 'https://a'}}\n- {name: b, cluster: *a}\n",
+		"odd names":       "users:\n- {name: '0x1', user: {username: 'yes', password: '1e3'}}\n- {name: \"multi\\nline\", user: {token: \"a\\nb\\n\"}}\n",
+		"one of the name": "clusters:\n- {name: kuorum-one, cluster: {server: 'https://old', proxy-url: 'http://old'}}\ncurrent-context: kuorum-one\n",
+	} {
+		t.Run(what, func(t *testing.T) {
+			before, err := clientcmd.Load([]byte(text))
+			if err != nil {
+				t.Fatal(err)
+			}
+			k := userFile(t, text)
+			if err := k.Merge(own, name); err != nil {
+				t.Fatal(err)
+			}
+			merged, err := clientcmd.LoadFromFile(k.Path)
+			if err != nil {
+				t.Fatal(err)
+			}
+			wanted, err := clientcmd.LoadFromFile(own)
+			if err != nil {
+				t.Fatal(err)
+			}
+			ignore := cmpopts.IgnoreFields(api.Cluster{}, "LocationOfOrigin")
+			if diff := cmp.Diff(wanted.Clusters[name], merged.Clusters[name], ignore); diff != "" {
+				t.Errorf("the cluster (-want +got):\n%s", diff)
+			}
+			if diff := cmp.Diff(wanted.AuthInfos[name], merged.AuthInfos[name], cmpopts.IgnoreFields(api.AuthInfo{}, "LocationOfOrigin")); diff != "" {
+				t.Errorf("the user (-want +got):\n%s", diff)
+			}
+			if current, err := k.Current(); err != nil || current != name || merged.CurrentContext != name {
+				t.Errorf("current context %q, %q: %v", current, merged.CurrentContext, err)
+			}
+			if err := k.Remove(name); err != nil {
+				t.Fatal(err)
+			}
+			after, err := clientcmd.Load([]byte(read(t, k.Path)))
+			if err != nil {
+				t.Fatal(err)
+			}
+			delete(before.Clusters, name)
+			delete(before.AuthInfos, name)
+			before.CurrentContext = ""
+			if diff := cmp.Diff(before, after); diff != "" {
+				t.Errorf("entries of others changed (-before +after):\n%s", diff)
+			}
+		})
+	}
+}
+
+// TestCommentsStay, and what no version of kubectl has heard of.
+func TestCommentsStay(t *testing.T) {
+	const text = `# by hand
+apiVersion: v1
+kind: Config
+clusters:
+- cluster:
+    server: https://work.example:6443 # do not touch
+    of-the-future: [1, 2.50, 1000000]
+  name: work
+users: []
+`
+	k := userFile(t, text)
+	if err := k.Merge(ownConfig(t), name); err != nil {
+		t.Fatal(err)
+	}
+	if got := read(t, k.Path); !strings.HasPrefix(got, strings.TrimSuffix(text, "users: []\n")) {
+		t.Errorf("got %s", got)
+	}
+	if err := k.Remove(name); err != nil {
+		t.Fatal(err)
+	}
+	if diff := cmp.Diff(text+"contexts: []\ncurrent-context: \"\"\n", read(t, k.Path)); diff != "" {
+		t.Errorf("after it all (-want +got):\n%s", diff)
+	}
+}
+
+func TestMergeOfHalfACluster(t *testing.T) {
+	for _, text := range []string{
+		"kind: Config\n",
+		"contexts: [{name: x, context: {cluster: x, user: x}}]\ncurrent-context: x\n",
+		"contexts: [{name: x, context: {}}]\ncurrent-context: x\n",
+		"contexts: [{name: x}]\ncurrent-context: x\n",
+	} {
+		own := userFile(t, text)
+		k := userFile(t, foreign)
+		if err := k.Merge(own.Path, name); err == nil || !strings.Contains(err.Error(), "cannot use the cluster's kubeconfig") {
+			t.Errorf("%q: %v", text, err)
+		}
+		if got := read(t, k.Path); got != foreign {
+			t.Errorf("%q: the file became %s", text, got)
+		}
+	}
+}
+
 func TestMergeMakesTheFile(t *testing.T) {
 	own := ownConfig(t)
 	k := File{Path: filepath.Join(t.TempDir(), "home", ".kube", "config"), UID: -1, GID: -1, Switch: true}
@@ -198,7 +304,10 @@ func TestMergeKeepsASymlink(t *testing.T) {
 
 func TestBrokenKubeconfigStaysAsItIs(t *testing.T) {
 	own := ownConfig(t)
-	for _, broken := range []string{"{ not: [yaml", "\x00\x01", "apiVersion: v1\nkind: Pod\nmetadata: 7\n", "clusters: 7\n"} {
+	for _, broken := range []string{
+		"{ not: [yaml", "\x00\x01", "apiVersion: v1\nkind: Pod\nmetadata: 7\n", "clusters: 7\n", "users: [7]\n", "7\n",
+		"apiVersion: v2\n", "users: [{name: a}, {name: a}]\n", "clusters: []\nclusters: []\n", "kind: Config\n---\nkind: Config\n", "clusters: *none\n",
+	} {
 		k := userFile(t, broken)
 		errMerge, errRemove := k.Merge(own, name), k.Remove(name)
 		if errMerge == nil || errRemove == nil || !strings.Contains(errMerge.Error(), "it is left as it is") {
