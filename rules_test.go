@@ -22,7 +22,7 @@ import (
 var layers = []string{
 	"cluster host step",
 	"pki supervise bundle agent advise",
-	"component doctor endpoint etcd kubeconfig",
+	"component doctor endpoint etcd kubeapi kubeconfig",
 	"membership",
 	"node lab",
 	"cli",
@@ -73,6 +73,26 @@ func TestImportsPointDownwards(t *testing.T) {
 	for name := range floor {
 		if !seen[name] {
 			t.Errorf("layers names internal/%s, which does not exist", name)
+		}
+	}
+}
+
+// TestProgramLinksNoKubernetes: ten of our processes run in a lab of three
+// servers, and the types and clients of Kubernetes are half of the program and
+// a third of the memory of each (ADR 0019). Tests may use them as referees.
+func TestProgramLinksNoKubernetes(t *testing.T) {
+	out, err := exec.CommandContext(t.Context(), "go", "list", "-deps", "./cmd/kuorum").Output()
+	if err != nil {
+		t.Fatalf("cannot list packages: %v", err)
+	}
+	if !strings.Contains(string(out), "kuorum/internal/cli\n") {
+		t.Fatalf("the list is not that of the program: %.200s", out)
+	}
+	for name := range strings.Lines(string(out)) {
+		for _, heavy := range []string{"k8s.io/api/", "k8s.io/client-go/", "k8s.io/apimachinery/pkg/runtime"} {
+			if strings.HasPrefix(name, heavy) {
+				t.Errorf("the program links %s: ask by internal/kubeapi", strings.TrimSpace(name))
+			}
 		}
 	}
 }

@@ -3,6 +3,7 @@ package lab
 import (
 	"crypto/tls"
 	"crypto/x509"
+	"encoding/json"
 	"errors"
 	"fmt"
 	"io/fs"
@@ -18,6 +19,7 @@ import (
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
 
 	"kuorum/internal/cluster"
+	"kuorum/internal/component"
 )
 
 func newSpec(t *testing.T, servers, workers int) *cluster.Spec {
@@ -207,15 +209,50 @@ func node(name string, status corev1.ConditionStatus, message string) corev1.Nod
 	}}}
 }
 
+// asNodeList reads nodes as Kubernetes' own types write them.
+func asNodeList(t *testing.T, nodes []corev1.Node) (list nodeList) {
+	t.Helper()
+	data, err := json.Marshal(corev1.NodeList{Items: nodes})
+	if err != nil {
+		t.Fatal(err)
+	}
+	if err := json.Unmarshal(data, &list); err != nil {
+		t.Fatal(err)
+	}
+	return list
+}
+
 func TestMissing(t *testing.T) {
 	spec := newSpec(t, 2, 1)
 	ready := []corev1.Node{node("cp1", corev1.ConditionTrue, ""), node("cp2", corev1.ConditionTrue, ""), node("w1", corev1.ConditionTrue, ""), node("stranger", corev1.ConditionFalse, "")}
-	if err := missing(spec, ready); err != nil {
+	if err := missing(spec, asNodeList(t, ready)); err != nil {
 		t.Errorf("all are Ready: %v", err)
 	}
-	err := missing(spec, []corev1.Node{node("cp1", corev1.ConditionTrue, ""), node("cp2", corev1.ConditionUnknown, "no CNI")})
+	err := missing(spec, asNodeList(t, []corev1.Node{node("cp1", corev1.ConditionTrue, ""), node("cp2", corev1.ConditionUnknown, "no CNI")}))
 	if err == nil || err.Error() != "cp2: no CNI\nw1 has not registered" {
 		t.Errorf("got %v", err)
+	}
+}
+
+// TestFirstPod: Kubernetes' own type must know every field of it.
+func TestFirstPod(t *testing.T) {
+	decoder := json.NewDecoder(strings.NewReader(firstPod))
+	decoder.DisallowUnknownFields()
+	var pod corev1.Pod
+	if err := decoder.Decode(&pod); err != nil {
+		t.Fatal(err)
+	}
+	no, zero := false, int64(0)
+	want := corev1.Pod{
+		TypeMeta:   metav1.TypeMeta{APIVersion: "v1", Kind: "Pod"},
+		ObjectMeta: metav1.ObjectMeta{Name: firstPodName, Namespace: metav1.NamespaceSystem},
+		Spec: corev1.PodSpec{
+			AutomountServiceAccountToken: &no, TerminationGracePeriodSeconds: &zero, RestartPolicy: corev1.RestartPolicyNever,
+			Containers: []corev1.Container{{Name: "pause", Image: component.PauseImage, ImagePullPolicy: corev1.PullNever}},
+		},
+	}
+	if diff := cmp.Diff(want, pod); diff != "" {
+		t.Errorf("the first pod (-want +got):\n%s", diff)
 	}
 }
 

@@ -6,67 +6,66 @@ import (
 	"fmt"
 	"time"
 
-	corev1 "k8s.io/api/core/v1"
-	apierrors "k8s.io/apimachinery/pkg/api/errors"
-	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
-	typed "k8s.io/client-go/kubernetes/typed/core/v1"
-	"k8s.io/client-go/tools/clientcmd"
-
 	"kuorum/internal/cluster"
 	"kuorum/internal/component"
+	"kuorum/internal/kubeapi"
 )
 
-// pollAPI is how often a waiting `up` looks at the API.
-const pollAPI = 100 * time.Millisecond
-
-func (l *Lab) client() (*typed.CoreV1Client, error) {
-	config, err := clientcmd.BuildConfigFromFlags("", l.Kubeconfig())
-	if err != nil {
-		return nil, fmt.Errorf("cannot use the lab's kubeconfig: %w", err)
-	}
-	config.Timeout = 5 * time.Second
-	config.QPS = -1 // one caller that polls; the client's own limit would only delay it
-	client, err := typed.NewForConfig(config)
-	if err != nil {
-		return nil, fmt.Errorf("cannot use the lab's kubeconfig: %w", err)
-	}
-	return client, nil
-}
+const (
+	pollAPI = 100 * time.Millisecond // how often a waiting `up` looks at the API
+	askAPI  = 5 * time.Second        // the longest that one look may take
+)
 
 func (u *Up) waitAPI(ctx context.Context) error {
-	client, err := u.lab.client()
+	api, err := kubeapi.New(u.lab.Kubeconfig(), askAPI)
 	if err != nil {
 		return err
 	}
 	return u.lab.late(ctx, "the API of lab "+u.lab.Name+" does not answer", poll(ctx, pollAPI, func() error {
-		return client.RESTClient().Get().AbsPath("/readyz").Do(ctx).Error()
+		return api.Get(ctx, "/readyz", nil)
 	}))
 }
 
+// nodeList is the part of a NodeList (v1) that says whether nodes are Ready.
+type nodeList struct {
+	Items []struct {
+		Metadata struct {
+			Name string `json:"name"`
+		} `json:"metadata"`
+		Status struct {
+			Conditions []struct {
+				Type    string `json:"type"`
+				Status  string `json:"status"`
+				Message string `json:"message"`
+			} `json:"conditions"`
+		} `json:"status"`
+	} `json:"items"`
+}
+
 func (u *Up) waitNodes(ctx context.Context) error {
-	client, err := u.lab.client()
+	api, err := kubeapi.New(u.lab.Kubeconfig(), askAPI)
 	if err != nil {
 		return err
 	}
 	return u.lab.late(ctx, "not every node is Ready", poll(ctx, pollAPI, func() error {
-		list, err := client.Nodes().List(ctx, metav1.ListOptions{})
-		if err != nil {
+		var list nodeList
+		if err := api.Get(ctx, "/api/v1/nodes", &list); err != nil {
 			return err
 		}
-		return missing(u.lab.Nodes(), list.Items)
+		return missing(u.lab.Nodes(), list)
 	}))
 }
 
 // missing is nil when every node of spec is Ready, else the names and reasons
 // of those that are not.
-func missing(spec *cluster.Spec, nodes []corev1.Node) error {
+func missing(spec *cluster.Spec, nodes nodeList) error {
 	reasons := map[string]string{}
-	for _, n := range nodes {
+	for _, n := range nodes.Items {
 		for _, c := range n.Status.Conditions {
-			if c.Type == corev1.NodeReady && c.Status == corev1.ConditionTrue {
-				reasons[n.Name] = "ready"
-			} else if c.Type == corev1.NodeReady {
-				reasons[n.Name] = c.Message
+			if c.Type == "Ready" && c.Status == "True" {
+				reasons[n.Metadata.Name] = "ready"
+			} else if c.Type == "Ready" {
+				reasons[n.Metadata.Name] = c.Message
 			}
 		}
 	}
@@ -82,58 +81,62 @@ func missing(spec *cluster.Spec, nodes []corev1.Node) error {
 	return errors.Join(errs...)
 }
 
-// firstPod proves that a pod can run. It is in kube-system, where no quota or
-// security level of a user's can be in its way, and is removed again.
-func firstPod() *corev1.Pod {
-	no := false
-	zero := int64(0)
-	return &corev1.Pod{
-		ObjectMeta: metav1.ObjectMeta{Name: "kuorum-first-pod", Namespace: metav1.NamespaceSystem},
-		Spec: corev1.PodSpec{
-			AutomountServiceAccountToken:  &no,
-			TerminationGracePeriodSeconds: &zero,
-			RestartPolicy:                 corev1.RestartPolicyNever,
-			Containers: []corev1.Container{{
-				Name: "pause", Image: component.PauseImage, ImagePullPolicy: corev1.PullNever,
-			}},
-		},
-	}
+// The first pod proves that one can run. It is in kube-system, where no quota
+// or security level of a user's can be in its way, and is removed again.
+const (
+	firstPodName = "kuorum-first-pod"
+	podsPath     = "/api/v1/namespaces/kube-system/pods"
+	firstPod     = `{"apiVersion":"v1","kind":"Pod","metadata":{"name":"` + firstPodName + `","namespace":"kube-system"},"spec":{
+		"automountServiceAccountToken":false,"terminationGracePeriodSeconds":0,"restartPolicy":"Never",
+		"containers":[{"name":"pause","image":"` + component.PauseImage + `","imagePullPolicy":"Never"}]}}`
+)
+
+// podPhase is the part of a Pod (v1) that says whether it runs.
+type podPhase struct {
+	Status struct {
+		Phase string `json:"phase"`
+	} `json:"status"`
 }
 
 func (u *Up) waitPod(ctx context.Context) error {
-	client, err := u.lab.client()
+	api, err := kubeapi.New(u.lab.Kubeconfig(), askAPI)
 	if err != nil {
 		return err
 	}
-	pods := client.Pods(metav1.NamespaceSystem)
-	remove := func(ctx context.Context) error {
-		zero := int64(0)
-		err := pods.Delete(ctx, firstPod().Name, metav1.DeleteOptions{GracePeriodSeconds: &zero})
-		if apierrors.IsNotFound(err) {
-			return nil
-		}
-		return err
-	}
 	err = poll(ctx, pollAPI, func() error {
-		pod, err := pods.Get(ctx, firstPod().Name, metav1.GetOptions{})
-		if apierrors.IsNotFound(err) {
-			pod, err = pods.Create(ctx, firstPod(), metav1.CreateOptions{})
-		}
-		if err != nil {
-			return err
-		}
-		if pod.Status.Phase != corev1.PodRunning {
-			return fmt.Errorf("the pod %s is %s", pod.Name, pod.Status.Phase)
-		}
-		return nil
+		return runFirstPod(ctx, api)
 	})
 	cleanup, cancel := context.WithTimeout(context.WithoutCancel(ctx), 5*time.Second)
 	defer cancel()
 	if err != nil {
-		_ = remove(cleanup) // what is reported is why it does not run
+		_ = removeFirstPod(cleanup, api) // what is reported is why it does not run
 		return u.lab.late(ctx, "a first pod does not run", err)
 	}
-	return remove(cleanup)
+	return removeFirstPod(cleanup, api)
+}
+
+// runFirstPod is nil when the first pod, which it makes if there is none, runs.
+func runFirstPod(ctx context.Context, api *kubeapi.Client) error {
+	var pod podPhase
+	err := api.Get(ctx, podsPath+"/"+firstPodName, &pod)
+	if errors.Is(err, kubeapi.ErrNotFound) {
+		err = api.Create(ctx, podsPath, firstPod, &pod)
+	}
+	if err != nil {
+		return err
+	}
+	if pod.Status.Phase != "Running" {
+		return fmt.Errorf("the pod %s is %s", firstPodName, pod.Status.Phase)
+	}
+	return nil
+}
+
+func removeFirstPod(ctx context.Context, api *kubeapi.Client) error {
+	err := api.Delete(ctx, podsPath+"/"+firstPodName+"?gracePeriodSeconds=0")
+	if errors.Is(err, kubeapi.ErrNotFound) {
+		return nil
+	}
+	return err
 }
 
 // late turns the end of a wait into a problem that names the cause: the

@@ -13,6 +13,7 @@ import (
 	"kuorum/internal/agent"
 	"kuorum/internal/cluster"
 	"kuorum/internal/component"
+	"kuorum/internal/kubeapi"
 	"kuorum/internal/membership"
 	"kuorum/internal/pki"
 )
@@ -205,9 +206,9 @@ func (a *Agent) seed(ctx context.Context) {
 }
 
 // deleteNode removes a node's object from Kubernetes.
-func (c *apiClient) deleteNode(ctx context.Context, name string) error {
-	_, err := c.do(ctx, http.MethodDelete, "/api/v1/nodes/"+name, "", "")
-	if err == nil || errors.Is(err, errNotFound) {
+func (c apiClient) deleteNode(ctx context.Context, name string) error {
+	err := c.Delete(ctx, nodesPath+name)
+	if err == nil || errors.Is(err, kubeapi.ErrNotFound) {
 		return nil
 	}
 	return &cluster.Problem{

@@ -68,7 +68,7 @@ func newRoutes(t *testing.T) *routes {
 		t.Fatal(err)
 	}
 	options := Options{Log: slog.New(slog.DiscardHandler)}
-	s := &server{etcd: client, api: &apiClient{}, address: spec.Spec.Nodes[0].Address}
+	s := &server{etcd: client, api: apiClient{}, address: spec.Spec.Nodes[0].Address}
 	nobody := func(context.Context, string) (net.Conn, error) { return nil, syscall.ECONNREFUSED }
 	machine := component.Machine{Spec: spec, Node: spec.Spec.Nodes[0]}
 	s.members = newMembership(machine, options, s, agent.NewClient(config, nobody))

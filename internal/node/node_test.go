@@ -3,6 +3,7 @@ package node
 import (
 	"bytes"
 	"context"
+	"crypto/tls"
 	"encoding/json"
 	"errors"
 	"io/fs"
@@ -17,8 +18,14 @@ import (
 	"testing/synctest"
 	"time"
 
+	"github.com/google/go-cmp/cmp"
+	coordinationv1 "k8s.io/api/coordination/v1"
+	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
+
 	"kuorum/internal/cluster"
 	"kuorum/internal/component"
+	"kuorum/internal/kubeapi"
+	"kuorum/internal/pki"
 )
 
 // TestSystemObjects: server-side apply refuses an object whose path or kind
@@ -70,16 +77,60 @@ func TestSystemObjects(t *testing.T) {
 	}
 }
 
+// testAPI is a client of an API server in front of handler.
+func testAPI(t *testing.T, handler http.HandlerFunc) (*httptest.Server, apiClient) {
+	t.Helper()
+	set, err := pki.NewSet(time.Now())
+	if err != nil {
+		t.Fatal(err)
+	}
+	spec, err := cluster.New("demo", 1, 0)
+	if err != nil {
+		t.Fatal(err)
+	}
+	files, err := set.NodeFiles(spec, spec.Spec.Nodes[0], time.Now())
+	if err != nil {
+		t.Fatal(err)
+	}
+	pems := map[string][]byte{}
+	for _, f := range files {
+		pems[f.Path] = f.Data
+	}
+	pair, err := tls.X509KeyPair(pems["pki/apiserver.crt"], pems["pki/apiserver.key"])
+	if err != nil {
+		t.Fatal(err)
+	}
+	server := httptest.NewUnstartedServer(handler)
+	server.TLS = &tls.Config{Certificates: []tls.Certificate{pair}}
+	server.StartTLS()
+	t.Cleanup(server.Close)
+	admin, err := set.AdminPair(time.Now())
+	if err != nil {
+		t.Fatal(err)
+	}
+	config, err := pki.Kubeconfig(server.URL, "kuorum-demo", admin, set.Cluster.Pair().Cert)
+	if err != nil {
+		t.Fatal(err)
+	}
+	path := filepath.Join(t.TempDir(), "agent.conf")
+	if err := os.WriteFile(path, config, 0o600); err != nil {
+		t.Fatal(err)
+	}
+	client, err := kubeapi.New(path, askAPI)
+	if err != nil {
+		t.Fatal(err)
+	}
+	return server, apiClient{client}
+}
+
 func TestPatch(t *testing.T) {
 	var got *http.Request
 	code := http.StatusOK
-	server := httptest.NewServer(http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
+	server, c := testAPI(t, func(w http.ResponseWriter, r *http.Request) {
 		got = r.Clone(context.WithoutCancel(r.Context()))
 		w.WriteHeader(code)
 		_, _ = w.Write([]byte(`{"message":"because"}`)) // the client may have gone
-	}))
-	defer server.Close()
-	c := &apiClient{http: server.Client(), host: server.URL}
+	})
 	o := systemObjects()[0]
 	if err := c.apply(t.Context(), o); err != nil {
 		t.Fatal(err)
@@ -90,13 +141,58 @@ func TestPatch(t *testing.T) {
 	if err := c.labelServer(t.Context(), "cp1"); err != nil || got.URL.Path != "/api/v1/nodes/cp1" {
 		t.Errorf("got %s, %v", got.URL, err)
 	}
+	if err := c.deleteNode(t.Context(), "cp1"); err != nil || got.Method != http.MethodDelete || got.URL.Path != "/api/v1/nodes/cp1" {
+		t.Errorf("got %s %s, %v", got.Method, got.URL, err)
+	}
+	code = http.StatusNotFound
+	if err := c.deleteNode(t.Context(), "cp1"); err != nil {
+		t.Errorf("one that is gone already: %v", err)
+	}
 	code = http.StatusForbidden
 	if err := c.apply(t.Context(), o); err == nil || !strings.Contains(err.Error(), "403 Forbidden") || !strings.Contains(err.Error(), "because") {
 		t.Errorf("a refusal: %v", err)
 	}
+	if _, ok := errors.AsType[*cluster.Problem](c.deleteNode(t.Context(), "cp1")); !ok {
+		t.Error("a node that cannot be deleted is no problem")
+	}
 	server.Close()
 	if err := c.apply(t.Context(), o); err == nil {
 		t.Error("a server that is gone has applied it")
+	}
+}
+
+// TestLease: a lease is read as Kubernetes' own type writes it.
+func TestLease(t *testing.T) {
+	holder, lasts, transitions := "cp2_0f9a", int32(15), int32(7)
+	since, renewed := time.Date(2026, 1, 2, 3, 4, 5, 678_000, time.UTC), time.Date(2026, 1, 2, 3, 4, 9, 0, time.UTC)
+	for name, tc := range map[string]struct {
+		spec coordinationv1.LeaseSpec
+		want cluster.LeaseStatus
+	}{
+		"held": {
+			coordinationv1.LeaseSpec{
+				HolderIdentity: &holder, AcquireTime: &metav1.MicroTime{Time: since}, RenewTime: &metav1.MicroTime{Time: renewed},
+				LeaseDurationSeconds: &lasts, LeaseTransitions: &transitions,
+			},
+			cluster.LeaseStatus{Name: "x", Holder: "cp2", Since: since, Renewed: renewed, Lasts: cluster.Duration(15 * time.Second), Transitions: 7},
+		},
+		"empty": {coordinationv1.LeaseSpec{}, cluster.LeaseStatus{Name: "x"}},
+	} {
+		t.Run(name, func(t *testing.T) {
+			_, c := testAPI(t, func(w http.ResponseWriter, r *http.Request) {
+				if r.URL.String() != "/apis/coordination.k8s.io/v1/namespaces/kube-system/leases/x?resourceVersion=0" {
+					t.Errorf("asked for %s", r.URL)
+				}
+				writeJSON(w, coordinationv1.Lease{Spec: tc.spec})
+			})
+			got, err := c.lease(t.Context(), "x")
+			if err != nil {
+				t.Fatal(err)
+			}
+			if diff := cmp.Diff(tc.want, got); diff != "" {
+				t.Errorf("(-want +got):\n%s", diff)
+			}
+		})
 	}
 }
 

@@ -1,20 +1,15 @@
 package node
 
 import (
-	"bytes"
 	"context"
-	"errors"
 	"fmt"
-	"io"
-	"net/http"
-	"strings"
-	"time"
 
-	"k8s.io/client-go/rest"
-	"k8s.io/client-go/tools/clientcmd"
-
+	"kuorum/internal/kubeapi"
 	"kuorum/internal/pki"
 )
+
+// nodesPath is where the API has its nodes.
+const nodesPath = "/api/v1/nodes/"
 
 // object is one API object that the system itself needs, with the path it
 // lives at: server-side apply needs no discovery then.
@@ -51,70 +46,15 @@ func binding(name, role, user string) string {
 // not give itself this label (NodeRestriction).
 const roleLabel = `{"metadata":{"labels":{"node-role.kubernetes.io/control-plane":""}}}`
 
-// errNotFound says that an object does not exist.
-var errNotFound = errors.New("not found")
-
-// apiClient talks to one API server.
-type apiClient struct {
-	http *http.Client
-	host string
-}
-
-func newAPIClient(kubeconfig string) (*apiClient, error) {
-	config, err := clientcmd.BuildConfigFromFlags("", kubeconfig)
-	if err != nil {
-		return nil, fmt.Errorf("cannot read %s: %w", kubeconfig, err)
-	}
-	config.Timeout = 10 * time.Second
-	client, err := rest.HTTPClientFor(config)
-	if err != nil {
-		return nil, fmt.Errorf("cannot use %s: %w", kubeconfig, err)
-	}
-	return &apiClient{http: client, host: config.Host}, nil
-}
+// apiClient is what an agent asks its own API server.
+type apiClient struct{ *kubeapi.Client }
 
 // apply creates or updates o by server-side apply (KEP-555), taking over
 // fields that somebody else has changed: these objects are the system's.
-func (c *apiClient) apply(ctx context.Context, o object) error {
-	return c.patch(ctx, o.path+"?fieldManager=kuorum&force=true", "application/apply-patch+yaml", o.body)
+func (c apiClient) apply(ctx context.Context, o object) error {
+	return c.Patch(ctx, o.path+"?fieldManager=kuorum&force=true", kubeapi.Apply, o.body)
 }
 
-func (c *apiClient) labelServer(ctx context.Context, name string) error {
-	return c.patch(ctx, "/api/v1/nodes/"+name, "application/merge-patch+json", roleLabel)
-}
-
-func (c *apiClient) patch(ctx context.Context, path, kind, body string) error {
-	_, err := c.do(ctx, http.MethodPatch, path, kind, body)
-	return err
-}
-
-func (c *apiClient) get(ctx context.Context, path string) ([]byte, error) {
-	return c.do(ctx, http.MethodGet, path, "", "")
-}
-
-func (c *apiClient) do(ctx context.Context, method, path, kind, body string) ([]byte, error) {
-	failed := func(err error) error { return fmt.Errorf("cannot %s %s: %w", strings.ToLower(method), path, err) }
-	req, err := http.NewRequestWithContext(ctx, method, c.host+path, bytes.NewBufferString(body))
-	if err != nil {
-		return nil, failed(err)
-	}
-	if kind != "" {
-		req.Header.Set("Content-Type", kind)
-	}
-	resp, err := c.http.Do(req)
-	if err != nil {
-		return nil, failed(err)
-	}
-	defer resp.Body.Close()
-	answer, err := io.ReadAll(io.LimitReader(resp.Body, 1<<20))
-	if err == nil && resp.StatusCode == http.StatusNotFound {
-		err = errNotFound
-	}
-	if err == nil && resp.StatusCode >= http.StatusMultipleChoices {
-		err = fmt.Errorf("%s: %.200s", resp.Status, answer)
-	}
-	if err != nil {
-		return nil, failed(err)
-	}
-	return answer, nil
+func (c apiClient) labelServer(ctx context.Context, name string) error {
+	return c.Patch(ctx, nodesPath+name, kubeapi.MergePatch, roleLabel)
 }

@@ -18,10 +18,14 @@ import (
 	"kuorum/internal/component"
 	"kuorum/internal/etcd"
 	"kuorum/internal/host"
+	"kuorum/internal/kubeapi"
 	"kuorum/internal/membership"
 	"kuorum/internal/pki"
 	"kuorum/internal/supervise"
 )
+
+// askAPI is how long the agent waits for an answer of its API server.
+const askAPI = 10 * time.Second
 
 // probeTime bounds a status: whoever asks waits little longer (agent.Client),
 // and must hear of a component that hangs, not think that the agent does.
@@ -61,7 +65,7 @@ func (a *Agent) Status(ctx context.Context) cluster.NodeStatus {
 type server struct {
 	etcd    *etcd.Client
 	metrics *etcd.MetricsWatch
-	api     *apiClient
+	api     apiClient
 
 	address string // the node's own
 	members *membership.Service
@@ -76,11 +80,11 @@ func newServer(m component.Machine, options Options, agents *agent.Client) (*ser
 	if err != nil {
 		return nil, err
 	}
-	api, err := newAPIClient(filepath.Join(component.EtcDir, "agent.conf"))
+	api, err := kubeapi.New(filepath.Join(component.EtcDir, "agent.conf"), askAPI)
 	if err != nil {
 		return nil, errors.Join(err, client.Close())
 	}
-	s := &server{etcd: client, metrics: etcd.WatchMetrics(component.EtcdMetrics + "/metrics"), api: api, address: m.Node.Address}
+	s := &server{etcd: client, metrics: etcd.WatchMetrics(component.EtcdMetrics + "/metrics"), api: apiClient{api}, address: m.Node.Address}
 	s.members = newMembership(m, options, s, agents)
 	return s, nil
 }

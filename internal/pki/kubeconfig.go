@@ -96,6 +96,52 @@ func newKubeconfig(server, clusterName string, pair Pair, ca []byte) kubeconfig 
 	}
 }
 
+// KubeconfigTLS is the server that a kubeconfig of this package leads to, and
+// TLS for calls there. Read gets the files that it refers to, by the names that
+// it has for them: relative ones count from the kubeconfig's own directory.
+func KubeconfigTLS(data []byte, read func(name string) ([]byte, error)) (server string, config *tls.Config, err error) {
+	server, config, err = kubeconfigTLS(data, read)
+	if err != nil {
+		return "", nil, fmt.Errorf("cannot set up TLS of a kubeconfig: %w", err)
+	}
+	return server, config, nil
+}
+
+func kubeconfigTLS(data []byte, read func(name string) ([]byte, error)) (string, *tls.Config, error) {
+	var k kubeconfig
+	if err := yaml.Unmarshal(data, &k); err != nil {
+		return "", nil, err
+	}
+	if len(k.Clusters) != 1 || len(k.Users) != 1 {
+		return "", nil, fmt.Errorf("it has %d clusters and %d users, one of each is wanted", len(k.Clusters), len(k.Users))
+	}
+	cluster, user := k.Clusters[0].Cluster, k.Users[0].User
+	ca, errCA := inline(cluster.CA, cluster.CAFile, read)
+	cert, errCert := inline(user.Cert, user.CertFile, read)
+	key, errKey := inline(user.Key, user.KeyFile, read)
+	if err := errors.Join(errCA, errCert, errKey); err != nil {
+		return "", nil, err
+	}
+	pair := Pair{Cert: cert, Key: key}
+	if err := checkKubeconfig(cluster.Server, k.Clusters[0].Name, pair, ca); err != nil {
+		return "", nil, err
+	}
+	config, root, err := baseTLS(ca, pair)
+	if err != nil {
+		return "", nil, err
+	}
+	config.RootCAs = poolOf(root)
+	return cluster.Server, config, nil
+}
+
+// inline is what a kubeconfig holds itself, or else has a file for.
+func inline(data []byte, file string, read func(name string) ([]byte, error)) ([]byte, error) {
+	if len(data) > 0 {
+		return data, nil
+	}
+	return read(file)
+}
+
 func checkKubeconfig(server, clusterName string, pair Pair, ca []byte) error {
 	if clusterName == "" {
 		return errors.New("the name of the cluster is empty")

@@ -128,6 +128,41 @@ func TestNodeKubeconfigs(t *testing.T) {
 	}
 }
 
+func TestKubeconfigTLSRefuses(t *testing.T) {
+	s := newTestSet(t)
+	dir := writeFiles(t, nodeFiles(t, s, "cp1", testNow))
+	beside := func(name string) ([]byte, error) { return os.ReadFile(filepath.Join(dir, name)) }
+	whole, err := os.ReadFile(filepath.Join(dir, "admin.conf"))
+	if err != nil {
+		t.Fatal(err)
+	}
+	referring, err := os.ReadFile(filepath.Join(dir, "agent.conf"))
+	if err != nil {
+		t.Fatal(err)
+	}
+	for _, good := range [][]byte{whole, referring} {
+		if _, config, err := KubeconfigTLS(good, beside); err != nil || config.RootCAs == nil || len(config.Certificates) != 1 || config.InsecureSkipVerify {
+			t.Errorf("a good one: %v", err)
+		}
+	}
+	missing := func(string) ([]byte, error) { return nil, os.ErrNotExist }
+	for name, test := range map[string]struct {
+		data []byte
+		read func(string) ([]byte, error)
+	}{
+		"its files are missing":   {referring, missing},
+		"its files are something": {referring, func(string) ([]byte, error) { return []byte("something"), nil }},
+		"not YAML":                {[]byte("{"), beside},
+		"empty":                   {nil, beside},
+		"plain http":              {bytes.Replace(whole, []byte("https:"), []byte("http:"), 1), beside},
+		"two users":               {bytes.Replace(whole, []byte("users:\n"), []byte("users:\n- name: two\n  user: {}\n"), 1), beside},
+	} {
+		if _, _, err := KubeconfigTLS(test.data, test.read); err == nil {
+			t.Errorf("%s: no error", name)
+		}
+	}
+}
+
 // references is where a kubeconfig has its certificates and key: in files, or,
 // if it is whole, in itself.
 type references struct {
