@@ -79,7 +79,7 @@ type Recent struct {
 }
 
 const (
-	metricsEvery  = 20 * time.Second
+	metricsEvery  = 30 * time.Second
 	metricsWindow = time.Minute
 )
 
@@ -121,7 +121,7 @@ func readMetrics(ctx context.Context, client *http.Client, url string) (Metrics,
 	return ParseMetrics(resp.Body)
 }
 
-// Run reads every 20 seconds until ctx ends. A member that does not answer is
+// Run reads every 30 seconds until ctx ends. A member that does not answer is
 // no error: there is nothing to remember of it.
 func (w *MetricsWatch) Run(ctx context.Context) {
 	tick := time.NewTicker(metricsEvery)

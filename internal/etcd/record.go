@@ -3,6 +3,7 @@ package etcd
 import (
 	"context"
 	"fmt"
+	"slices"
 	"time"
 
 	"go.etcd.io/etcd/api/v3/mvccpb"
@@ -139,29 +140,62 @@ func (c *Client) Renew(ctx context.Context, lease int64) error {
 // first endpoint has it now, then after each change, until ctx ends or
 // something is wrong. It needs no quorum: a member that is cut off tells what
 // it knows. A key that does not exist is told as a Record without Revision.
+// Between changes nothing is asked.
 func (c *Client) Follow(ctx context.Context, key string, changed func(Record)) error {
+	return c.follow(ctx, key, func(records []Record) {
+		if len(records) == 0 {
+			records = []Record{{Key: key}}
+		}
+		for _, r := range records {
+			changed(r)
+		}
+	})
+}
+
+// FollowCount is Follow for the number of keys with a prefix.
+func (c *Client) FollowCount(ctx context.Context, prefix string, changed func(int)) error {
+	keys := map[string]bool{}
+	return c.follow(ctx, prefix, func(records []Record) {
+		for _, r := range records {
+			if r.Revision == 0 {
+				delete(keys, r.Key)
+			} else {
+				keys[r.Key] = true
+			}
+		}
+		changed(len(keys))
+	}, clientv3.WithPrefix())
+}
+
+// follow calls tell with all there is, then with each change. What a change has
+// removed has no Revision.
+func (c *Client) follow(ctx context.Context, key string, tell func([]Record), options ...clientv3.OpOption) error {
 	client := c.members[0].client
 	limited, cancel := context.WithTimeout(ctx, askWait)
 	defer cancel()
-	got, err := client.Get(limited, key, clientv3.WithSerializable())
+	got, err := client.Get(limited, key, slices.Concat(options, []clientv3.OpOption{clientv3.WithSerializable()})...)
 	if err != nil {
 		return fmt.Errorf("cannot read %s in etcd: %w", key, err)
 	}
-	record := Record{Key: key}
-	if len(got.Kvs) == 1 {
-		record = recordOf(got.Kvs[0])
+	var records []Record
+	for _, kv := range got.Kvs {
+		records = append(records, recordOf(kv))
 	}
-	changed(record)
-	for answer := range client.Watch(ctx, key, clientv3.WithRev(got.Header.Revision+1)) {
+	tell(records)
+	for answer := range client.Watch(ctx, key, slices.Concat(options, []clientv3.OpOption{clientv3.WithRev(got.Header.Revision + 1)})...) {
 		if err := answer.Err(); err != nil {
 			return fmt.Errorf("cannot follow %s in etcd: %w", key, err)
 		}
+		records = nil
 		for _, event := range answer.Events {
-			record := Record{Key: key}
+			record := Record{Key: string(event.Kv.Key)}
 			if event.Type == mvccpb.PUT {
 				record = recordOf(event.Kv)
 			}
-			changed(record)
+			records = append(records, record)
+		}
+		if len(records) > 0 {
+			tell(records)
 		}
 	}
 	return &cluster.Problem{What: "the watch of " + key + " in etcd ended", Err: context.Cause(ctx)}

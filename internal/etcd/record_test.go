@@ -53,6 +53,41 @@ func TestRecords(t *testing.T) {
 	}
 }
 
+// TestFollowCount: it tells of what is there, of what comes, and of what goes,
+// also with its lease.
+func TestFollowCount(t *testing.T) {
+	s := startCluster(t, 1)[0]
+	c := dialTo(t, nil, s)
+	ctx := within(t, patience)
+	commit := func(changes ...Change) {
+		t.Helper()
+		_, err := c.Commit(ctx, "test", changes...)
+		mustDo(t, err)
+	}
+	commit(Change{Key: "/t/a", Value: []byte("1")}, Change{Key: "/u", Value: []byte("1")})
+	following, stop := context.WithCancel(ctx)
+	heard := make(chan int, 10)
+	ended := make(chan error, 1)
+	go func() { ended <- c.FollowCount(following, "/t/", func(n int) { heard <- n }) }()
+	got := []int{<-heard}
+	lease, err := c.Grant(ctx, 2*time.Second)
+	mustDo(t, err)
+	commit(Change{Key: "/t/b", Value: []byte("1")}, Change{Key: "/t/c", Value: []byte("1"), Lease: lease})
+	commit(Change{Key: "/t/a", Value: []byte("2"), Always: true})
+	commit(Change{Key: "/u", Always: true})
+	commit(Change{Key: "/t/a", Always: true}, Change{Key: "/t/b", Always: true})
+	for range 4 {
+		got = append(got, <-heard)
+	}
+	if !slices.Equal(got, []int{1, 3, 3, 1, 0}) {
+		t.Errorf("heard %v", got)
+	}
+	stop()
+	if err := <-ended; !errors.Is(err, context.Canceled) {
+		t.Errorf("the watch ended with %v", err)
+	}
+}
+
 // TestLeases: a key goes with its lease, and stays with one that is renewed.
 func TestLeases(t *testing.T) {
 	s := startCluster(t, 1)[0]

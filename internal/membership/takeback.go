@@ -4,14 +4,16 @@ import (
 	"context"
 	"errors"
 	"slices"
+	"sync"
+	"sync/atomic"
 	"time"
 
 	"kuorum/internal/cluster"
 	"kuorum/internal/etcd"
 )
 
-// sweepEvery is how often the leader's server looks for joins and removals that
-// nobody works on any more.
+// sweepEvery is how often the leader's server looks whether joins and removals
+// that are under way are still worked on. While there are none it asks nobody.
 const sweepEvery = 5 * time.Second
 
 // takeBackIf undoes the join of that name if there is one and it is the one
@@ -109,19 +111,52 @@ func forget(name string) []etcd.Change {
 	return []etcd.Change{{Key: joinPrefix + name, Always: true}, {Key: alivePrefix + name, Always: true}}
 }
 
-// Sweep takes joins back that nobody works on any more, until ctx ends. Every
-// server runs it; the one whose member leads acts.
+// Sweep takes joins back that nobody works on any more, and finishes such
+// removals, until ctx ends. Every server runs it; the one whose member leads
+// acts.
 func (s *Service) Sweep(ctx context.Context) {
 	tick := time.NewTicker(sweepEvery)
 	defer tick.Stop()
+	s.sweepAt(ctx, tick.C)
+}
+
+func (s *Service) sweepAt(ctx context.Context, ticks <-chan time.Time) {
+	var noJoins, noLeaves atomic.Bool // true only while that is known
+	var watches sync.WaitGroup
+	defer watches.Wait()
+	watches.Go(func() { s.watch(ctx, joinPrefix, &noJoins) })
+	watches.Go(func() { s.watch(ctx, leavePrefix, &noLeaves) })
 	for {
 		select {
 		case <-ctx.Done():
 			return
-		case <-tick.C:
+		case <-ticks:
+		}
+		if noJoins.Load() && noLeaves.Load() {
+			continue
 		}
 		if err := s.sweep(ctx); err != nil && ctx.Err() == nil {
 			s.Log.Warn("cannot look for joins to take back", "error", err)
+		}
+	}
+}
+
+// watch keeps nothing true while the server's own member has no key with the
+// prefix. One that was away tells what has changed meanwhile; once a watch is
+// lost nothing is known until the next one has begun.
+func (s *Service) watch(ctx context.Context, prefix string, nothing *atomic.Bool) {
+	tick := time.NewTicker(sweepEvery)
+	defer tick.Stop()
+	for {
+		err := s.Etcd.FollowCount(ctx, prefix, func(n int) { nothing.Store(n == 0) })
+		nothing.Store(false)
+		if ctx.Err() == nil {
+			s.Log.Debug("cannot follow what is under way", "error", err)
+		}
+		select {
+		case <-ctx.Done():
+			return
+		case <-tick.C:
 		}
 	}
 }

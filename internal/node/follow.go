@@ -13,8 +13,7 @@ import (
 )
 
 const (
-	askEvery    = 5 * time.Second
-	memberEvery = 2 * time.Second // how often a server looks whether its member lives
+	askEvery    = 5 * time.Second // also how often a server looks whether its member lives
 	askPatience = 5 * time.Second
 )
 
@@ -22,11 +21,7 @@ const (
 // cluster has it. A server watches its own etcd member; a worker, and a server
 // whose member is down or still joins, asks the servers' agents.
 func (a *Agent) followSpec(ctx context.Context) {
-	every := askEvery
-	if a.server != nil {
-		every = memberEvery
-	}
-	tick := time.NewTicker(every)
+	tick := time.NewTicker(askEvery)
 	defer tick.Stop()
 	for {
 		if !a.memberFollows(ctx) {
