@@ -28,7 +28,11 @@ const (
 	maxQuotaMiB        = 8192
 )
 
-var featureGate = regexp.MustCompile(`^[A-Za-z][A-Za-z0-9]{0,99}$`)
+// featureGate has no {0,99}: that would be compiled into a hundred copies, in
+// each of our processes.
+var featureGate = regexp.MustCompile(`^[A-Za-z][A-Za-z0-9]*$`)
+
+const maxFeatureGate = 100 // characters
 
 // validator collects what is wrong with a spec. Paths are those of Parse.
 type validator struct {
@@ -177,8 +181,8 @@ func (v *validator) kubernetes() {
 	v.oneOf("spec.kubernetes.podSecurity", k.PodSecurity, "privileged", defaultPodSecurity, "restricted")
 	v.between("spec.kubernetes.maxPods", k.MaxPods, 10, 500)
 	for _, gate := range slices.Sorted(maps.Keys(k.FeatureGates)) {
-		if !featureGate.MatchString(gate) {
-			v.refuse(child("spec.kubernetes.featureGates", gate), "the name of a feature gate has letters and digits only")
+		if len(gate) > maxFeatureGate || !featureGate.MatchString(gate) {
+			v.refuse(child("spec.kubernetes.featureGates", gate), "the name of a feature gate has letters and digits only, %d at most", maxFeatureGate)
 		}
 	}
 }

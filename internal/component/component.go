@@ -55,6 +55,14 @@ const BundleLink = RunDir + "/bundle"
 // fifth instead of by its own size.
 const SmallHeap = "GOGC=20"
 
+// Frugal is the environment of those processes of ours in a lab that mostly
+// wait: its own, the machines' inits and the agents. With one processor Go's
+// runtime keeps fewer threads and caches, and does not look every second how
+// many there are.
+func Frugal() []string {
+	return []string{"PATH=/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin", SmallHeap, "GOMAXPROCS=1"}
+}
+
 // lateTimers is how late the timers of a program may fire on a shared
 // computer. Far below every timeout here, it lets the Go runtime's watchdog
 // thread sleep: a third of the wake-ups of an idle etcd are its.

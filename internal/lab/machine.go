@@ -107,7 +107,7 @@ func (m *Machine) spawn(ctx context.Context, wire *os.File) (*exec.Cmd, error) {
 	}
 	defer log.Close()
 	cmd := exec.CommandContext(context.WithoutCancel(ctx), m.exe, "machine", "wait")
-	cmd.Env = []string{"PATH=/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin", "HOME=/root", component.SmallHeap}
+	cmd.Env = append(component.Frugal(), "HOME=/root") // the agent inherits it, its components do not
 	cmd.Stdout, cmd.Stderr = log, log
 	cmd.ExtraFiles = []*os.File{wire}
 	cmd.SysProcAttr = &syscall.SysProcAttr{Cloneflags: host.MachineNamespaces, Setsid: true}

@@ -203,7 +203,7 @@ func (u *Up) spawn(ctx context.Context, api, held *os.File) error {
 	}
 	defer read.Close()
 	cmd := exec.CommandContext(context.WithoutCancel(ctx), u.Store.Exe, "lab", "process", "--state", u.Store.Root, "--bundle", u.bundleDir, u.lab.Name)
-	cmd.Env = []string{"PATH=/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin", component.SmallHeap}
+	cmd.Env = component.Frugal()
 	cmd.Dir = "/"
 	cmd.Stdout, cmd.Stderr = log, log
 	cmd.ExtraFiles = []*os.File{api, write, held}
