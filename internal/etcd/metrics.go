@@ -2,6 +2,7 @@ package etcd
 
 import (
 	"bufio"
+	"bytes"
 	"context"
 	"fmt"
 	"io"
@@ -34,6 +35,9 @@ func ParseMetrics(page io.Reader) (Metrics, error) {
 	m := Metrics{PeerRTT: map[string]Histogram{}}
 	lines := bufio.NewScanner(page)
 	for lines.Scan() {
+		if !bytes.HasPrefix(lines.Bytes(), []byte("etcd_")) {
+			continue // of 1600 lines, some hundred are worth a string
+		}
 		if err := m.take(lines.Text()); err != nil {
 			return Metrics{}, fmt.Errorf("cannot read etcd's metric %q: %w", lines.Text(), err)
 		}

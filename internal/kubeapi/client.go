@@ -64,7 +64,8 @@ func New(path string, patience time.Duration) (*Client, error) {
 		if err != nil {
 			return nil, fmt.Errorf("cannot use %s: %w", path, err)
 		}
-		return (&tls.Dialer{Config: config}).DialContext(ctx, network, address)
+		dialer := tls.Dialer{NetDialer: &net.Dialer{Timeout: patience}, Config: config} // the handshake included
+		return dialer.DialContext(ctx, network, address)
 	}
 	transport := &http.Transport{DialTLSContext: dial, IdleConnTimeout: idle, MaxIdleConnsPerHost: 2}
 	return &Client{http: &http.Client{Transport: transport, Timeout: patience}, host: host}, nil

@@ -207,7 +207,7 @@ func (w *world) compact(t *testing.T) {
 	t.Helper()
 	client, err := clientv3.New(clientv3.Config{Endpoints: []string{"http://" + w.local(w.spec.Spec.Nodes[0]) + ":2379"}})
 	must(t, err)
-	defer client.Close()
+	defer func() { _ = client.Close() }()
 	got, err := client.Get(within(t), specKey)
 	must(t, err)
 	_, err = client.Compact(within(t), got.Header.Revision)
