@@ -1,8 +1,11 @@
 package cluster
 
 import (
+	"errors"
 	"testing"
 	"time"
+
+	"github.com/google/go-cmp/cmp"
 )
 
 // TestWithAndWithout: a spec grows and shrinks, gives out addresses, stays
@@ -60,5 +63,81 @@ func TestWithTimers(t *testing.T) {
 	}
 	if _, err := spec.WithTimers(100*time.Millisecond, 200*time.Millisecond); err == nil {
 		t.Error("an election after two heartbeats is taken")
+	}
+}
+
+// TestEtcdStaysWhereItIs: etcd nodes come and go, but the first and the last
+// would move all of etcd's members at once.
+func TestEtcdStaysWhereItIs(t *testing.T) {
+	stacked, err := New("demo", 3, 0)
+	if err != nil {
+		t.Fatal(err)
+	}
+	apart, err := NewApart("demo", 2, 1, 1)
+	if err != nil {
+		t.Fatal(err)
+	}
+	refused := func(what string, err error) {
+		t.Helper()
+		problem, ok := errors.AsType[*Problem](err)
+		if !ok || problem.ExitCode() != ExitRefused || problem.Do == "" {
+			t.Errorf("%s: got %v", what, err)
+		}
+	}
+	_, err = stacked.With(Node{Name: "e1", Role: RoleEtcd})
+	refused("the first etcd node", err)
+	_, err = stacked.With(Node{Name: "cp3", Role: RoleEtcd})
+	refused("a server that becomes an etcd node", err)
+	grown, err := apart.With(Node{Name: "e3", Role: RoleEtcd})
+	if err != nil || len(grown.EtcdNodes()) != 3 || grown.EtcdNodes()[2].Address != "198.18.0.53" {
+		t.Errorf("got %+v, %v", grown, err)
+	}
+	one, err := apart.Without("e1")
+	if err != nil || len(one.EtcdNodes()) != 1 {
+		t.Fatalf("got %+v, %v", one, err)
+	}
+	_, err = one.Without("e2")
+	refused("the last etcd node", err)
+	_, err = one.With(Node{Name: "e2", Role: RoleWorker})
+	refused("the last etcd node as a worker", err)
+	if _, err := one.Without("cp1"); err == nil {
+		t.Error("a cluster is left without a server")
+	}
+}
+
+// TestWhoHasAMember: etcd is where its nodes are, else on the servers.
+func TestWhoHasAMember(t *testing.T) {
+	names := func(nodes []Node) (list []string) {
+		for _, n := range nodes {
+			list = append(list, n.Name)
+		}
+		return list
+	}
+	for _, c := range []struct {
+		etcd                     int
+		apart                    bool
+		voters, kubernetes, have []string
+	}{
+		{0, false, []string{"cp1", "cp2"}, []string{"cp1", "cp2", "w1"}, []string{"cp1", "cp2"}},
+		{1, true, []string{"e1"}, []string{"cp1", "cp2", "w1"}, []string{"e1"}},
+		{3, true, []string{"e1", "e2", "e3"}, []string{"cp1", "cp2", "w1"}, []string{"e1", "e2", "e3"}},
+	} {
+		s, err := NewApart("demo", c.etcd, 2, 1)
+		if err != nil {
+			t.Fatal(err)
+		}
+		var have []string
+		for _, n := range s.Spec.Nodes {
+			if s.HasMember(n) {
+				have = append(have, n.Name)
+			}
+		}
+		if s.EtcdApart() != c.apart {
+			t.Errorf("%d etcd nodes: apart is %v", c.etcd, s.EtcdApart())
+		}
+		want := [][]string{c.voters, c.kubernetes, c.have}
+		if diff := cmp.Diff(want, [][]string{names(s.EtcdNodes()), names(s.KubernetesNodes()), have}); diff != "" {
+			t.Errorf("%d etcd nodes (-want +got):\n%s", c.etcd, diff)
+		}
 	}
 }

@@ -36,6 +36,7 @@ const (
 const (
 	switchHost   = 1
 	firstServer  = 11
+	firstEtcd    = 51
 	firstWorker  = 101
 	lowestHost   = switchHost + 1
 	maxServers   = 9
@@ -46,9 +47,14 @@ const (
 // New is a complete and valid Spec for a cluster without a file. An empty name
 // and 0 servers mean the defaults. The error is a *Problem with ExitUsage.
 func New(name string, servers, workers int) (*Spec, error) {
+	return NewApart(name, 0, servers, workers)
+}
+
+// NewApart is New with that many etcd nodes; 0 leaves etcd on the servers.
+func NewApart(name string, etcdNodes, servers, workers int) (*Spec, error) {
 	s := &Spec{
 		Metadata: Metadata{Name: name},
-		Spec:     Body{Servers: servers, Workers: workers},
+		Spec:     Body{Servers: servers, EtcdNodes: etcdNodes, Workers: workers},
 	}
 	s.Default()
 	if issues := s.issues(); len(issues) > 0 {
@@ -58,7 +64,7 @@ func New(name string, servers, workers int) (*Spec, error) {
 }
 
 // Default fills in every field that has its zero value. With neither Nodes
-// nor Servers there are 3 servers, also when Workers are given. Counts turn
+// nor Servers there are 3 servers, also when other counts are given. Counts turn
 // into Nodes; those that Validate would refuse stay as they are, and so does
 // the address of a node for which its network has no room. Calling it again
 // changes nothing.
@@ -107,15 +113,20 @@ func (b *Body) expand() {
 	for i := range b.Servers {
 		b.Nodes = append(b.Nodes, Node{Name: fmt.Sprintf("cp%d", i+1), Role: RoleServer})
 	}
+	for i := range b.EtcdNodes {
+		b.Nodes = append(b.Nodes, Node{Name: fmt.Sprintf("e%d", i+1), Role: RoleEtcd})
+	}
 	for i := range b.Workers {
 		b.Nodes = append(b.Nodes, Node{Name: fmt.Sprintf("w%d", i+1), Role: RoleWorker})
 	}
-	b.Servers, b.Workers = 0, 0
+	b.Servers, b.EtcdNodes, b.Workers = 0, 0, 0
 }
 
 // countsFit is whether the counts make a cluster of a size kuorum accepts.
 func (b *Body) countsFit() bool {
-	return 1 <= b.Servers && b.Servers <= maxServers && 0 <= b.Workers && b.Workers <= maxNodes-b.Servers
+	return 1 <= b.Servers && b.Servers <= maxServers &&
+		0 <= b.EtcdNodes && b.EtcdNodes <= maxServers &&
+		0 <= b.Workers && b.Workers <= maxNodes-b.Servers-b.EtcdNodes
 }
 
 // address gives the nodes without address the next free one of their role.
@@ -135,14 +146,22 @@ func (b *Body) address() {
 		if n.Address != "" {
 			continue
 		}
-		first := uint32(firstServer)
-		if n.Role == RoleWorker {
-			first = firstWorker
-		}
-		if a, ok := nextFree(network, first, used); ok {
+		if a, ok := nextFree(network, firstOf(n.Role), used); ok {
 			used[a] = true
 			n.Address = a.String()
 		}
+	}
+}
+
+// firstOf is where the addresses of a role begin.
+func firstOf(role Role) uint32 {
+	switch role {
+	case RoleWorker:
+		return firstWorker
+	case RoleEtcd:
+		return firstEtcd
+	default:
+		return firstServer
 	}
 }
 

@@ -89,13 +89,14 @@ func randomSpec(r *rand.Rand) *Spec {
 	}
 	if r.IntN(2) == 0 {
 		s.Spec.Servers = []int{0, 0, 1, 3, 9, 10, -1, math.MaxInt, math.MinInt}[r.IntN(9)]
+		s.Spec.EtcdNodes = []int{0, 0, 0, 0, 3, 9, 10, -1}[r.IntN(8)]
 		s.Spec.Workers = []int{0, 0, 1, 91, 97, 98, -1, math.MaxInt, math.MinInt}[r.IntN(9)]
 	}
 	if r.IntN(2) == 0 {
 		for i := range r.IntN(12) {
 			s.Spec.Nodes = append(s.Spec.Nodes, Node{
 				Name:    fmt.Sprintf("n%d", i),
-				Role:    Role(pick("server", "worker", "worker", "worker", "worker")),
+				Role:    Role(pick("server", "worker", "worker", "worker", "worker", "etcd")),
 				Address: pick("", "", "", "", "198.18.0.11", "198.18.0.1", "10.9.0.2", "nonsense", "::1"),
 			})
 		}
@@ -184,6 +185,13 @@ func TestWarnings(t *testing.T) {
 		t.Fatal(err)
 	}
 	want := []string{"4 servers need 3 for a quorum and survive the loss of 1: no more than 3 would; use 3 or 5"}
+	if diff := cmp.Diff(want, s.Warnings()); diff != "" {
+		t.Errorf("warnings (-want +got):\n%s", diff)
+	}
+	if s, err = NewApart("a", 2, 4, 0); err != nil {
+		t.Fatal(err)
+	}
+	want = []string{"2 etcd nodes need 2 for a quorum and survive the loss of 0: no more than 1 would; use 1 or 3"}
 	if diff := cmp.Diff(want, s.Warnings()); diff != "" {
 		t.Errorf("warnings (-want +got):\n%s", diff)
 	}

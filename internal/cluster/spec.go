@@ -34,13 +34,14 @@ type Metadata struct {
 
 // Body is the part of a cluster.yaml under "spec".
 type Body struct {
-	// Servers and Workers count machines to be named and addressed by
-	// kuorum: cp1..cpN and w1..wN. Nodes lists them one by one instead; a
-	// file has one or the other. Default turns counts into Nodes and sets
-	// the counts back to 0, so that a complete Spec has Nodes only.
-	Servers int    `json:"servers,omitempty"`
-	Workers int    `json:"workers,omitempty"`
-	Nodes   []Node `json:"nodes,omitempty"`
+	// Servers, EtcdNodes and Workers count machines to be named and addressed
+	// by kuorum: cp1..cpN, e1..eN and w1..wN. Nodes lists them one by one
+	// instead; a file has one or the other. Default turns counts into Nodes
+	// and sets the counts back to 0, so that a complete Spec has Nodes only.
+	Servers   int    `json:"servers,omitempty"`
+	EtcdNodes int    `json:"etcdNodes,omitempty"`
+	Workers   int    `json:"workers,omitempty"`
+	Nodes     []Node `json:"nodes,omitempty"`
 
 	Network    Network    `json:"network"`
 	DNS        DNS        `json:"dns"`
@@ -55,12 +56,17 @@ type Body struct {
 // Role says what a machine is for.
 type Role string
 
-// The roles. A server runs etcd, the control plane and pods; a worker runs
-// pods only.
+// The roles. A server runs the control plane and pods, and etcd unless the
+// cluster has etcd nodes; a worker runs pods only; an etcd node runs etcd only
+// and is no node of Kubernetes.
 const (
 	RoleServer Role = "server"
 	RoleWorker Role = "worker"
+	RoleEtcd   Role = "etcd"
 )
+
+// Roles lists them all.
+func Roles() []Role { return []Role{RoleServer, RoleWorker, RoleEtcd} }
 
 // Node is one machine.
 type Node struct {
@@ -70,7 +76,7 @@ type Node struct {
 	Role Role   `json:"role"`
 	// Address is an IP address in Network.Nodes, fixed for the machine's life.
 	Address string `json:"address,omitempty"`
-	// Labels go on the Kubernetes node object.
+	// Labels go on the Kubernetes node object, which an etcd node has none of.
 	Labels map[string]string `json:"labels,omitempty"`
 }
 
@@ -138,6 +144,31 @@ func (s *Spec) Servers() []Node { return s.withRole(RoleServer) }
 // Workers lists the nodes with the role worker, in file order.
 func (s *Spec) Workers() []Node { return s.withRole(RoleWorker) }
 
+// EtcdApart tells whether etcd has machines of its own. A cluster is made in
+// one way or the other and stays so, see With.
+func (s *Spec) EtcdApart() bool { return len(s.withRole(RoleEtcd)) > 0 }
+
+// EtcdNodes lists the nodes that run etcd's members, in file order: those with
+// the role etcd, or the servers where there is none of that role.
+func (s *Spec) EtcdNodes() []Node {
+	if s.EtcdApart() {
+		return s.withRole(RoleEtcd)
+	}
+	return s.Servers()
+}
+
+// HasMember tells whether a node, which need not be in the spec yet, runs an
+// etcd member in this cluster.
+func (s *Spec) HasMember(n Node) bool {
+	return n.Role == RoleEtcd || n.Role == RoleServer && !s.EtcdApart()
+}
+
+// KubernetesNodes lists those that register with Kubernetes, in file order: all
+// but etcd nodes.
+func (s *Spec) KubernetesNodes() []Node {
+	return slices.DeleteFunc(slices.Clone(s.Spec.Nodes), func(n Node) bool { return n.Role == RoleEtcd })
+}
+
 // Node returns the node of that name, and whether there is one.
 func (s *Spec) Node(name string) (Node, bool) {
 	for _, n := range s.Spec.Nodes {
@@ -159,7 +190,9 @@ func (s *Spec) withRole(role Role) []Node {
 }
 
 // With is the spec with node n, in place of one of the same name if there is
-// one. s itself is not changed. The result is validated.
+// one. s itself is not changed. The result is validated. A cluster whose etcd
+// runs on its servers takes no etcd node, since all servers would cease to be
+// members at once: that is refused (ExitRefused).
 func (s *Spec) With(n Node) (*Spec, error) {
 	grown := *s
 	grown.Spec.Nodes = slices.Clone(s.Spec.Nodes)
@@ -169,17 +202,24 @@ func (s *Spec) With(n Node) (*Spec, error) {
 	} else {
 		grown.Spec.Nodes[at] = n
 	}
+	if grown.EtcdApart() != s.EtcdApart() {
+		return nil, movesEtcd("make " + n.Name + " a node with the role " + string(n.Role))
+	}
 	grown.Default()
 	return &grown, grown.Validate()
 }
 
 // Without is the spec without the node of that name. s itself is not changed.
-// The result is validated: a cluster needs a server.
+// The result is validated: a cluster needs a server. The last etcd node stays,
+// since all data would go with it (ExitRefused).
 func (s *Spec) Without(name string) (*Spec, error) {
 	shrunk := *s
 	shrunk.Spec.Nodes = slices.DeleteFunc(slices.Clone(s.Spec.Nodes), func(have Node) bool { return have.Name == name })
 	if len(shrunk.Spec.Nodes) == 0 {
 		return nil, &Problem{What: name + " is the only node", Why: "a cluster needs a server", Exit: ExitRefused}
+	}
+	if shrunk.EtcdApart() != s.EtcdApart() {
+		return nil, movesEtcd("remove the last etcd node, " + name)
 	}
 	return &shrunk, shrunk.Validate()
 }
@@ -190,6 +230,14 @@ func (s *Spec) WithTimers(heartbeat, election time.Duration) (*Spec, error) {
 	timed := *s
 	timed.Spec.Etcd.Heartbeat, timed.Spec.Etcd.ElectionTimeout = Duration(heartbeat), Duration(election)
 	return &timed, timed.Validate()
+}
+
+func movesEtcd(verb string) error {
+	return &Problem{
+		What: "refused to " + verb,
+		Why:  "etcd is on the servers, or on machines of its own, for the life of a cluster",
+		Do:   "make a new cluster with kuorum up --etcd N, or spec.etcdNodes", Exit: ExitRefused,
+	}
 }
 
 // ServiceIP is the first address of the services' range, which Kubernetes

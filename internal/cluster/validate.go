@@ -53,13 +53,16 @@ func (s *Spec) Validate() error {
 // Warnings are sentences about a valid spec that is probably not what its
 // user wants; none of them stops a command.
 func (s *Spec) Warnings() []string {
-	voters := len(s.Servers())
+	voters, what := len(s.EtcdNodes()), "servers"
 	if voters == 0 || voters%2 == 1 {
 		return nil
 	}
+	if s.EtcdApart() {
+		what = "etcd nodes"
+	}
 	return []string{fmt.Sprintf(
-		"%d servers need %d for a quorum and survive the loss of %d: no more than %d would; use %d or %d",
-		voters, Quorum(voters), MayLose(voters), voters-1, voters-1, voters+1)}
+		"%d %s need %d for a quorum and survive the loss of %d: no more than %d would; use %d or %d",
+		voters, what, Quorum(voters), MayLose(voters), voters-1, voters-1, voters+1)}
 }
 
 func (s *Spec) issues() []issue {

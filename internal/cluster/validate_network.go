@@ -104,8 +104,8 @@ func (v *validator) podPrefix(pods netip.Prefix) {
 		v.clash(paths, "%d is not between %d and %d, which is what %s can be cut into", prefix, least, most, pods)
 		return
 	}
-	if parts := 1 << (prefix - pods.Bits()); parts < len(s.Nodes) {
-		v.clash(paths, "%s has %d ranges of /%d, too few for %d nodes", pods, parts, prefix, len(s.Nodes))
+	if parts := 1 << (prefix - pods.Bits()); parts < len(v.spec.KubernetesNodes()) {
+		v.clash(paths, "%s has %d ranges of /%d, too few for %d nodes", pods, parts, prefix, len(v.spec.KubernetesNodes()))
 	}
 	room := 1<<(32-prefix) - notForPods
 	if s.Kubernetes.MaxPods > room {

@@ -13,17 +13,19 @@ const nodesPath = "spec.nodes"
 
 func (v *validator) counts() {
 	b := &v.spec.Spec
-	const serversPath, workersPath = "spec.servers", "spec.workers"
+	const serversPath, etcdPath, workersPath = "spec.servers", "spec.etcdNodes", "spec.workers"
 	if len(b.Nodes) > 0 {
-		if b.Servers != 0 || b.Workers != 0 {
-			v.clash([]string{nodesPath, serversPath, workersPath},
-				"given together with servers or workers: list the nodes or count them, not both")
+		if b.Servers != 0 || b.EtcdNodes != 0 || b.Workers != 0 {
+			v.clash([]string{nodesPath, serversPath, etcdPath, workersPath},
+				"given together with servers, etcdNodes or workers: list the nodes or count them, not both")
 		}
 		return
 	}
 	v.between(serversPath, b.Servers, 1, maxServers)
-	if b.Workers < 0 || b.Workers > maxNodes-min(max(b.Servers, 0), maxServers) {
-		v.refuse(workersPath, "%d is not possible: a cluster has at most %d nodes, servers and workers together", b.Workers, maxNodes)
+	v.between(etcdPath, b.EtcdNodes, 0, maxServers)
+	others := min(max(b.Servers, 0), maxServers) + min(max(b.EtcdNodes, 0), maxServers)
+	if b.Workers < 0 || b.Workers > maxNodes-others {
+		v.refuse(workersPath, "%d is not possible: a cluster has at most %d nodes of all roles together", b.Workers, maxNodes)
 	}
 }
 
@@ -43,24 +45,39 @@ func (v *validator) nodes() {
 			names[n.Name] = path
 		}
 		v.role(path+".role", n.Role)
+		if n.Role == RoleEtcd && len(n.Labels) > 0 {
+			v.refuse(path+".labels", "an etcd node is no node of Kubernetes, which labels are for: leave them out")
+			continue
+		}
 		v.labels(path+".labels", n.Labels)
 	}
 	v.addresses()
+	v.roles()
+}
 
-	switch servers := len(v.spec.Servers()); {
-	case len(nodes) > 0 && len(v.spec.Workers()) == len(nodes):
+// roles checks how many nodes have which. Nodes with an unknown role are found
+// for themselves, and may have been meant as servers.
+func (v *validator) roles() {
+	s := v.spec
+	voters, what := len(s.EtcdNodes()), "servers"
+	if s.EtcdApart() {
+		what = "etcd nodes"
+	}
+	known := len(s.Workers()) + len(s.withRole(RoleEtcd))
+	switch {
+	case len(s.Spec.Nodes) > 0 && known == len(s.Spec.Nodes):
 		v.refuse(nodesPath, "no server among them: at least one node needs \"role: server\"")
-	case servers > maxServers:
-		v.refuse(nodesPath, "%d servers are too many: every write waits for more than half of them; use at most %d", servers, maxServers)
+	case voters > maxServers:
+		v.refuse(nodesPath, "%d %s are too many: every write waits for more than half of them; use at most %d", voters, what, maxServers)
 	}
 }
 
 func (v *validator) role(path string, role Role) {
 	if role == "" {
-		v.refuse(path, "missing: a node is a %s or a %s", RoleServer, RoleWorker)
+		v.refuse(path, "missing: a node is a %s, a %s, or for %s only", RoleServer, RoleWorker, RoleEtcd)
 		return
 	}
-	v.oneOf(path, string(role), string(RoleServer), string(RoleWorker))
+	v.oneOf(path, string(role), string(RoleServer), string(RoleWorker), string(RoleEtcd))
 }
 
 // addresses checks those of the nodes, if their network is one.

@@ -79,7 +79,7 @@ type Machine struct {
 	// LowerOOM tells that this machine may lower oom_score_adj
 	// (CAP_SYS_RESOURCE); without it every pod sandbox would fail.
 	LowerOOM bool
-	Initial  InitialCluster // of a server's etcd
+	Initial  InitialCluster // of its etcd, if it has a member
 	// Share is set when other machines of a lab run on the same computer.
 	Share Share
 }
@@ -144,15 +144,26 @@ type Component struct {
 // For lists the components of m's role in the order people read them.
 // Starting order is in After.
 func For(m Machine) []Component {
-	list := []Component{containerd(m)}
-	if m.Node.Role == cluster.RoleServer {
-		list = append(list, etcd(m), apiserver(m))
+	var list []Component
+	kubernetes, server := m.Node.Role != cluster.RoleEtcd, m.Node.Role == cluster.RoleServer
+	if kubernetes {
+		list = append(list, containerd(m))
 	}
-	list = append(list, balancer(m))
-	if m.Node.Role == cluster.RoleServer {
+	if m.Spec.HasMember(m.Node) {
+		list = append(list, etcd(m))
+	}
+	if server {
+		list = append(list, apiserver(m))
+	}
+	if kubernetes {
+		list = append(list, balancer(m))
+	}
+	if server {
 		list = append(list, controllerManager(m), scheduler(m))
 	}
-	list = append(list, kubelet(m), kubeProxy(m), flannel(m), coredns(m))
+	if kubernetes {
+		list = append(list, kubelet(m), kubeProxy(m), flannel(m), coredns(m))
+	}
 	for i, c := range list {
 		list[i] = m.Share.limit(c)
 	}

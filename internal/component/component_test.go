@@ -22,7 +22,13 @@ var update = flag.Bool("update", false, "write the golden files anew")
 
 func testMachine(t *testing.T, name string) Machine {
 	t.Helper()
-	spec, err := cluster.New("demo", 3, 1)
+	return machineOf(t, 0, name)
+}
+
+// machineOf is a machine of a cluster with that many etcd nodes.
+func machineOf(t *testing.T, etcdNodes int, name string) Machine {
+	t.Helper()
+	spec, err := cluster.NewApart("demo", etcdNodes, 3, 1)
 	if err != nil {
 		t.Fatal(err)
 	}

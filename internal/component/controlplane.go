@@ -11,10 +11,15 @@ import (
 
 // apiserver talks to its own machine's etcd only, as kubeadm's stacked
 // topology does: when that member is gone, so is this API server's readiness,
-// and the balancers go to another. It stays out of kube-apiserver's way with
-// a port of its own, since 6443 is the balancer's.
+// and the balancers go to another. Where etcd is on other machines it talks to
+// all members, and starts at once: it waits for them itself. It stays out of
+// the balancer's way with a port of its own, since 6443 is that one's.
 func apiserver(m Machine) Component {
 	s := m.Spec
+	var after []string
+	if s.HasMember(m.Node) {
+		after = []string{"etcd"}
+	}
 	args := []string{
 		"--bind-address=" + m.Node.Address,
 		"--advertise-address=" + m.Node.Address,
@@ -34,7 +39,7 @@ func apiserver(m Machine) Component {
 		"--tls-cert-file=" + pki("apiserver.crt"),
 		"--tls-private-key-file=" + pki("apiserver.key"),
 		"--tls-min-version=VersionTLS12",
-		"--etcd-servers=" + EtcdClient,
+		"--etcd-servers=" + strings.Join(EtcdEndpoints(s, m.Node), ","),
 		"--etcd-cafile=" + pki("etcd/ca.crt"),
 		"--etcd-certfile=" + pki("apiserver-etcd-client.crt"),
 		"--etcd-keyfile=" + pki("apiserver-etcd-client.key"),
@@ -62,9 +67,9 @@ func apiserver(m Machine) Component {
 		// One server's start waits for this program, and collecting early
 		// costs 0.5 s of 3. Several servers wait for the processors.
 		Heap:  "GOGC=50",
-		After: []string{"etcd"},
+		After: after,
 		// Etcd waits 7 s for the watches of an API server before it ends.
-		With: []string{"etcd"},
+		With: after,
 		Files: []File{
 			config("authentication.yaml", []byte(authenticationConfig)),
 			config("admission.yaml", admissionConfig(s.Spec.Kubernetes.PodSecurity)),

@@ -11,21 +11,43 @@ import (
 	"kuorum/internal/cluster"
 )
 
-// Where a server's own etcd answers on this machine: its clients, and whoever
-// asks for /readyz and /metrics, which need no certificate.
+// Where a node's own etcd member answers on this machine: its clients, and
+// whoever asks for /readyz and /metrics, which need no certificate.
 const (
 	EtcdClient  = "https://127.0.0.1:2379"
 	EtcdMetrics = "http://127.0.0.1:2381"
 )
 
-// PortEtcdPeer is where members talk to each other.
-const PortEtcdPeer = 2380
+// Ports of etcd: for clients on other machines, and between members.
+const (
+	PortEtcdClient = 2379
+	PortEtcdPeer   = 2380
+)
 
-// PeerURL is where the member of a server is found by the others.
+// PeerURL is where the member of a node is found by the others.
 func PeerURL(n cluster.Node) string { return httpsURL(n.Address, PortEtcdPeer) }
 
-// ClientURL is where the member of a server answers clients.
-func ClientURL(n cluster.Node) string { return httpsURL(n.Address, 2379) }
+// ClientURL is where the member of a node answers clients.
+func ClientURL(n cluster.Node) string { return httpsURL(n.Address, PortEtcdClient) }
+
+// ClientURLs are those of all members, in the order of cluster.yaml, for who is
+// on none of the machines.
+func ClientURLs(spec *cluster.Spec) []string {
+	var urls []string
+	for _, n := range spec.EtcdNodes() {
+		urls = append(urls, ClientURL(n))
+	}
+	return urls
+}
+
+// EtcdEndpoints are where a node's own programs find etcd: its own member alone
+// if it has one, so that it is known whose answer it is, else all of them.
+func EtcdEndpoints(spec *cluster.Spec, node cluster.Node) []string {
+	if spec.HasMember(node) {
+		return []string{EtcdClient}
+	}
+	return ClientURLs(spec)
+}
 
 // InitialCluster is what a member is told when it starts for the first time,
 // by the flags of the same names. Once its data directory holds a member, etcd
@@ -42,11 +64,11 @@ const (
 	InitialExisting = "existing"
 )
 
-// Founders is the initial cluster of a cluster's first servers: each is told
+// Founders is the initial cluster of a cluster's first members: each is told
 // the same, and none is first.
 func Founders(spec *cluster.Spec) InitialCluster {
 	var members []string
-	for _, n := range spec.Servers() {
+	for _, n := range spec.EtcdNodes() {
 		members = append(members, n.Name+"="+PeerURL(n))
 	}
 	return InitialCluster{Members: strings.Join(members, ","), State: InitialNew}

@@ -29,15 +29,20 @@ func Ports(spec *cluster.Spec, node cluster.Node) []Port {
 			list = append(list, Port{Network: "tcp", Address: netip.AddrPortFrom(address, n), Program: program})
 		}
 	}
+	if spec.HasMember(node) {
+		add("etcd", own, PortEtcdClient, PortEtcdPeer)
+		add("etcd", loopback, PortEtcdClient, 2381)
+	}
 	if node.Role == cluster.RoleServer {
-		add("etcd", own, 2379, PortEtcdPeer)
-		add("etcd", loopback, 2379, 2381)
 		add("kube-apiserver", own, PortAPIServer)
 		add("kube-controller-manager", loopback, 10257)
 		add("kube-scheduler", loopback, 10259)
 	}
 	add("agent", own, agent.Port)
 	add("agent", loopback, agent.Port)
+	if node.Role == cluster.RoleEtcd {
+		return list
+	}
 	add("endpoint", own, PortAPI)
 	add("endpoint", loopback, PortAPI, portStatus)
 	add("kubelet", own, PortKubelet)
