@@ -23,8 +23,8 @@ type File struct {
 // NodeFiles makes every key, certificate and kubeconfig that a node needs, in
 // kubeadm's layout, sorted by path. Certificates are new with each call and
 // live for LeafLife, or as long as their authority if that is less. A worker gets no
-// authority's key, nothing of etcd and no admin's rights. Every file with a
-// secret has mode 0600, the others 0644. The spec must have its defaults
+// authority's key, nothing of etcd and no admin's rights; an etcd node no
+// authority's key, and nothing of Kubernetes. Every file with a secret has mode 0600, the others 0644. The spec must have its defaults
 // filled in, and node must be one of its nodes.
 func (s *Set) NodeFiles(spec *cluster.Spec, node cluster.Node, now time.Time) ([]File, error) {
 	files, err := s.nodeFiles(spec, node, now)
@@ -39,7 +39,7 @@ func (s *Set) nodeFiles(spec *cluster.Spec, node cluster.Node, now time.Time) ([
 	if err != nil {
 		return nil, err
 	}
-	files := s.Trust().files()
+	files := s.Trust().files(p.role)
 	for _, i := range p.items() {
 		made, err := s.makeItem(i, p.context, now)
 		if err != nil {
@@ -66,21 +66,37 @@ func (s *Set) makeItem(i item, context string, now time.Time) ([]File, error) {
 	return i.files(context, pair, s.Cluster.pair.Cert)
 }
 
-// Trust is the certificates of the authorities that every node trusts, as PEM.
-// There is nothing secret in it.
+// Trust is the certificates of the authorities that nodes trust, as PEM. There
+// is nothing secret in it.
 type Trust struct {
 	// Cluster is that of the Kubernetes API, Agents that of the agents.
 	Cluster, Agents []byte
+	// Etcd is that of etcd, for an etcd node.
+	Etcd []byte
+}
+
+// trusted lists the authorities of which a node with that role needs the
+// certificates, by file name.
+func trusted(role cluster.Role) []string {
+	if role == cluster.RoleEtcd {
+		return []string{fileAgentCert, fileEtcdCert}
+	}
+	return []string{fileCACert, fileAgentCert}
 }
 
 // Trust is what a joining machine needs of the set; the caller must not change
 // the bytes.
 func (s *Set) Trust() Trust {
-	return Trust{Cluster: s.Cluster.pair.Cert, Agents: s.Agents.pair.Cert}
+	return Trust{Cluster: s.Cluster.pair.Cert, Agents: s.Agents.pair.Cert, Etcd: s.Etcd.pair.Cert}
 }
 
-func (t Trust) files() []File {
-	return []File{newFile("pki/"+fileCACert, t.Cluster), newFile("pki/"+fileAgentCert, t.Agents)}
+func (t Trust) files(role cluster.Role) []File {
+	data := map[string][]byte{fileCACert: t.Cluster, fileAgentCert: t.Agents, fileEtcdCert: t.Etcd}
+	var files []File
+	for _, name := range trusted(role) {
+		files = append(files, newFile("pki/"+name, data[name]))
+	}
+	return files
 }
 
 // authority is the one whose certificate has that file name.

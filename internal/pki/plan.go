@@ -28,6 +28,7 @@ type plan struct {
 	context  string // of the kubeconfigs
 	name     string
 	role     cluster.Role
+	member   bool // it runs a member of etcd
 	address  netip.Addr
 	apiNames []string
 	apiIPs   []netip.Addr
@@ -59,6 +60,7 @@ func newPlan(spec *cluster.Spec, node cluster.Node) (*plan, error) {
 		context: "kuorum-" + spec.Metadata.Name,
 		name:    node.Name,
 		role:    node.Role,
+		member:  spec.HasMember(node),
 		address: addresses[node.Name],
 	}
 	if node.Role == cluster.RoleServer {
@@ -81,8 +83,8 @@ func checkNode(spec *cluster.Spec, node cluster.Node) error {
 		return fmt.Errorf("it is a %s at %s in the spec, but a %s at %s was asked for",
 			known.Role, known.Address, node.Role, node.Address)
 	}
-	if node.Role != cluster.RoleServer && node.Role != cluster.RoleWorker {
-		return fmt.Errorf("its role is %q: it must be %s or %s", node.Role, cluster.RoleServer, cluster.RoleWorker)
+	if !slices.Contains(cluster.Roles(), node.Role) {
+		return fmt.Errorf("its role is %q: it must be one of %v", node.Role, cluster.Roles())
 	}
 	return nil
 }
@@ -102,9 +104,9 @@ func nodeAddresses(spec *cluster.Spec) (map[string]netip.Addr, error) {
 	return addresses, nil
 }
 
-// nameAPIServer lists what clients call an API server. Every node is in it, not
-// only this one: each node's balancer passes TLS through to any API server,
-// which must then answer to the name that the client dialled.
+// nameAPIServer lists what clients call an API server. Every node of Kubernetes
+// is in it, not only this one: each node's balancer passes TLS through to any API
+// server, which must then answer to the name that the client dialled.
 func (p *plan) nameAPIServer(spec *cluster.Spec, addresses map[string]netip.Addr) error {
 	domain := spec.Spec.DNS.Domain
 	if domain == "" {
@@ -118,7 +120,7 @@ func (p *plan) nameAPIServer(spec *cluster.Spec, addresses map[string]netip.Addr
 		"kubernetes", "kubernetes.default", "kubernetes.default.svc", "kubernetes.default.svc." + domain, "localhost",
 	}
 	p.apiIPs = []netip.Addr{netip.MustParseAddr("127.0.0.1"), netip.IPv6Loopback(), service}
-	for _, n := range spec.Spec.Nodes {
+	for _, n := range spec.KubernetesNodes() {
 		p.apiNames = append(p.apiNames, n.Name)
 		p.apiIPs = append(p.apiIPs, addresses[n.Name])
 	}
@@ -138,30 +140,57 @@ func firstService(services string) (netip.Addr, error) {
 	return first, nil
 }
 
-// items are all certificates of the node. Their paths depend on the role only.
+// items are all certificates of the node. Their paths depend on the role, and
+// those of a server on whether it has a member.
 func (p *plan) items() []item {
+	items := []item{pairItem("pki/agent", fileAgentCert, p.agent())}
+	if p.role != cluster.RoleEtcd {
+		items = append(items, p.kubernetesItems()...)
+	}
+	if p.role == cluster.RoleServer {
+		items = append(append(items, p.serverPairs()...), p.serverConfigs()...)
+	}
+	return append(items, p.etcdPairs()...)
+}
+
+// agent is for both ends of the agents' API. Only servers speak for the cluster.
+func (p *plan) agent() Request {
+	r := Request{CommonName: userAgentPrefix + p.name, Organizations: []string{GroupAgents}, Server: true, Client: true}
+	if p.role == cluster.RoleServer {
+		r.Organizations = append(r.Organizations, GroupServers)
+	}
+	return p.local(r)
+}
+
+// kubernetesItems are those of every node of Kubernetes.
+func (p *plan) kubernetesItems() []item {
 	kubelet := p.nodeRequest()
 	kubelet.Server = true
 	kubelet.Names, kubelet.IPs = []string{p.name}, []netip.Addr{p.address}
 	kubeletClient := p.nodeRequest()
 	kubeletClient.Client = true
-	agent := Request{
-		CommonName: userAgentPrefix + p.name, Organizations: []string{GroupAgents}, Server: true, Client: true,
-	}
-	if p.role == cluster.RoleServer {
-		agent.Organizations = append(agent.Organizations, GroupServers)
-	}
-	items := []item{
+	return []item{
 		pairItem("pki/kubelet", fileCACert, kubelet),
-		pairItem("pki/agent", fileAgentCert, p.local(agent)),
 		pairItem("pki/endpoint", fileCACert, client(UserEndpoint)),
 		configItem("kubelet.conf", balancerURL, kubeletClient),
 		configItem("kube-proxy.conf", balancerURL, client("system:kube-proxy")),
 		configItem("coredns.conf", balancerURL, client(UserCoreDNS)),
 		configItem("flannel.conf", balancerURL, client(UserFlannel)),
 	}
-	if p.role == cluster.RoleServer {
-		items = append(append(items, p.serverPairs()...), p.serverConfigs()...)
+}
+
+// etcdPairs are those of a node's member, if it has one, and of its agent, which
+// on a server asks etcd wherever that is.
+func (p *plan) etcdPairs() []item {
+	var items []item
+	if p.member {
+		// Etcd's gateway dials its own server with the server's certificate, and
+		// peers dial each other: both need to be clients as well.
+		etcd := p.local(Request{CommonName: p.name, Server: true, Client: true})
+		items = append(items, pairItem("pki/etcd/server", fileEtcdCert, etcd), pairItem("pki/etcd/peer", fileEtcdCert, etcd))
+	}
+	if p.member || p.role == cluster.RoleServer {
+		items = append(items, pairItem("pki/etcd/agent-client", fileEtcdCert, client("kuorum-agent")))
 	}
 	return items
 }
@@ -274,9 +303,6 @@ func (p *plan) nodeRequest() Request {
 
 func (p *plan) serverPairs() []item {
 	apiServer := Request{CommonName: "kube-apiserver", Names: p.apiNames, IPs: p.apiIPs, Server: true}
-	// Etcd's gateway dials its own server with the server's certificate, and
-	// peers dial each other: both need to be clients as well.
-	etcd := p.local(Request{CommonName: p.name, Server: true, Client: true})
 	// Controller-manager and scheduler answer on the loopback only, and make
 	// themselves a certificate that nobody can verify unless they are given one.
 	local := Request{
@@ -289,9 +315,6 @@ func (p *plan) serverPairs() []item {
 		pairItem("pki/apiserver-kubelet-client", fileCACert, client("kube-apiserver-kubelet-client", GroupAPIServerKubelet)),
 		pairItem("pki/front-proxy-client", fileFrontProxyCert, client("front-proxy-client")),
 		pairItem("pki/apiserver-etcd-client", fileEtcdCert, client("kube-apiserver-etcd-client")),
-		pairItem("pki/etcd/server", fileEtcdCert, etcd),
-		pairItem("pki/etcd/peer", fileEtcdCert, etcd),
-		pairItem("pki/etcd/agent-client", fileEtcdCert, client("kuorum-agent")),
 	}
 }
 

@@ -26,7 +26,8 @@ import (
 //
 // Near the end of its authority a certificate that already lives as long as
 // that is left alone until then, and afterwards Renew fails with ErrExpired.
-// A worker has no authority to renew by, and is refused: see SignRequests.
+// A node that is no server has no authority to renew by, and is refused: see
+// SignRequests.
 func (s *Set) Renew(spec *cluster.Spec, node cluster.Node, have map[string][]byte, now time.Time) ([]File, error) {
 	files, err := s.renew(spec, node, have, now)
 	if err != nil {

@@ -26,15 +26,15 @@ const blockRequest = "CERTIFICATE REQUEST"
 // for a kubeconfig. They never leave the machine: Requests is what is sent.
 type NodeKeys map[string]*ecdsa.PrivateKey
 
-// NewNodeKeys makes the keys of a worker (ECDSA P-256, one a certificate). A
-// server needs none: it gets the authorities themselves, and all other roles
-// are refused.
+// NewNodeKeys makes the keys of a worker or an etcd node (ECDSA P-256, one a
+// certificate). A server needs none: it gets the authorities themselves, and all
+// other roles are refused.
 func NewNodeKeys(role cluster.Role) (NodeKeys, error) {
 	if err := checkAsks(role); err != nil {
 		return nil, fmt.Errorf("cannot make keys: %w", err)
 	}
 	keys := NodeKeys{}
-	for _, i := range (&plan{role: role}).items() {
+	for _, i := range (&plan{role: role, member: role == cluster.RoleEtcd}).items() {
 		key, err := newKey()
 		if err != nil {
 			return nil, err
@@ -44,13 +44,13 @@ func NewNodeKeys(role cluster.Role) (NodeKeys, error) {
 	return keys, nil
 }
 
-// checkAsks takes workers only. A request for a server's certificates, among
-// them those of system:masters, is never signed.
+// checkAsks takes workers and etcd nodes only. A request for a server's
+// certificates, among them those of system:masters, is never signed.
 func checkAsks(role cluster.Role) error {
-	if role == cluster.RoleWorker {
+	if role == cluster.RoleWorker || role == cluster.RoleEtcd {
 		return nil
 	}
-	return fmt.Errorf("only a %s asks others for certificates, and this is a %q", cluster.RoleWorker, role)
+	return fmt.Errorf("only nodes with the role %s or %s ask others for certificates, and this is a %q", cluster.RoleWorker, cluster.RoleEtcd, role)
 }
 
 // Requests returns a request (PKCS #10, PEM) for each key, by the same paths,
@@ -69,7 +69,8 @@ func (k NodeKeys) Requests() (map[string][]byte, error) {
 	return requests, nil
 }
 
-// Files returns all files of a worker that has joined, like NodeFiles: certs is
+// Files returns all files of a node that has joined with its own keys, like
+// NodeFiles: certs is
 // what SignRequests returned for the keys, trust the certificates of the
 // authorities. A certificate that belongs to another key, was signed by
 // somebody else, or says anything but what spec and node say is refused.
@@ -92,11 +93,11 @@ func (k NodeKeys) files(spec *cluster.Spec, node cluster.Node, certs map[string]
 	if err := checkPaths(items, certs); err != nil {
 		return nil, fmt.Errorf("the certificates: %w", err)
 	}
-	trust, authorities, err := trust.parse()
+	trust, authorities, err := trust.parse(p.role)
 	if err != nil {
 		return nil, err
 	}
-	files := trust.files()
+	files := trust.files(p.role)
 	for _, i := range items {
 		pair, err := i.join(certs[i.path], k[i.path], authorities[i.by])
 		if err != nil {
@@ -127,25 +128,38 @@ func (i item) join(certPEM []byte, key *ecdsa.PrivateKey, ca *x509.Certificate) 
 	return Pair{Cert: encode(blockCertificate, cert.Raw), Key: encoded}, nil
 }
 
-// parse checks the authorities' certificates, and returns them as kuorum writes
-// them and by file name.
-func (t Trust) parse() (Trust, map[string]*x509.Certificate, error) {
-	api, err := parseRoot(t.Cluster)
-	if err != nil {
-		return Trust{}, nil, fmt.Errorf("the cluster's authority: %w", err)
+// parse checks the certificates of the authorities that a role trusts, and
+// returns them as kuorum writes them and by file name.
+func (t Trust) parse(role cluster.Role) (Trust, map[string]*x509.Certificate, error) {
+	var clean Trust
+	found := map[string]*x509.Certificate{}
+	for _, a := range []struct {
+		file, whose string
+		from        []byte
+		into        *[]byte
+	}{
+		{fileCACert, "the cluster's authority", t.Cluster, &clean.Cluster},
+		{fileAgentCert, "the agents' authority", t.Agents, &clean.Agents},
+		{fileEtcdCert, "etcd's authority", t.Etcd, &clean.Etcd},
+	} {
+		if !slices.Contains(trusted(role), a.file) {
+			continue
+		}
+		cert, err := parseRoot(a.from)
+		if err != nil {
+			return Trust{}, nil, fmt.Errorf("%s: %w", a.whose, err)
+		}
+		for _, other := range found {
+			if samePublicKey(cert.PublicKey, other.PublicKey) {
+				return Trust{}, nil, fmt.Errorf("%s and another have the same key", a.whose)
+			}
+		}
+		found[a.file], *a.into = cert, encode(blockCertificate, cert.Raw)
 	}
-	agents, err := parseRoot(t.Agents)
-	if err != nil {
-		return Trust{}, nil, fmt.Errorf("the agents' authority: %w", err)
-	}
-	if samePublicKey(api.PublicKey, agents.PublicKey) {
-		return Trust{}, nil, errors.New("the cluster's and the agents' authority have the same key")
-	}
-	clean := Trust{Cluster: encode(blockCertificate, api.Raw), Agents: encode(blockCertificate, agents.Raw)}
-	return clean, map[string]*x509.Certificate{fileCACert: api, fileAgentCert: agents}, nil
+	return clean, found, nil
 }
 
-// SignRequests signs what a joining worker asks for: exactly one request (PEM,
+// SignRequests signs what a joining worker or etcd node asks for: exactly one request (PEM,
 // 8 KiB at most) for each certificate that it needs, by the paths of NodeKeys.
 // A request is used for its public key alone; what the certificates say and may
 // be used for comes from spec and node, and one that asks for anything is

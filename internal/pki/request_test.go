@@ -258,7 +258,7 @@ func TestSignRequestsGoesByThePlan(t *testing.T) {
 		"one less":       {func(j *joining) { delete(j.requests, "pki/agent") }, "pki/agent is missing"},
 		"none":           {func(j *joining) { j.requests = nil }, "is missing"},
 		"one more":       {func(j *joining) { j.requests["admin.conf"] = j.requests["pki/agent"] }, `"admin.conf" is nothing that such a node has`},
-		"a server":       {func(j *joining) { j.node = j.spec.Spec.Nodes[0] }, "only a worker asks"},
+		"a server":       {func(j *joining) { j.node = j.spec.Spec.Nodes[0] }, "only nodes with the role worker or etcd ask"},
 		"unknown node":   {func(j *joining) { j.node.Name = "w9" }, "no such node"},
 		"other's server": {func(j *joining) { j.node.Role = cluster.RoleServer }, "was asked for"},
 		"other address":  {func(j *joining) { j.node.Address = "198.18.0.11" }, "was asked for"},
@@ -314,10 +314,10 @@ func TestFilesRefusesWrongCertificates(t *testing.T) {
 		},
 		"other name":       {change{"pki/agent": forKey(s.Agents, "pki/agent", func(r *Request) { r.CommonName = "x" })}, s.Trust(), "common name"},
 		"other trust":      {nil, other.Trust(), "not of the authority"},
-		"mixed trust":      {nil, Trust{s.Trust().Cluster, other.Trust().Agents}, `not of the authority "kuorum-agents"`},
-		"one for both":     {nil, Trust{s.Trust().Cluster, s.Trust().Cluster}, "the same key"},
-		"no cluster":       {nil, Trust{nil, s.Trust().Agents}, "the cluster's authority"},
-		"leaf for agents'": {nil, Trust{s.Trust().Cluster, certs["pki/agent"]}, "may not sign"},
+		"mixed trust":      {nil, Trust{Cluster: s.Trust().Cluster, Agents: other.Trust().Agents}, `not of the authority "kuorum-agents"`},
+		"one for both":     {nil, Trust{Cluster: s.Trust().Cluster, Agents: s.Trust().Cluster}, "the same key"},
+		"no cluster":       {nil, Trust{Agents: s.Trust().Agents}, "the cluster's authority"},
+		"leaf for agents'": {nil, Trust{Cluster: s.Trust().Cluster, Agents: certs["pki/agent"]}, "may not sign"},
 	} {
 		t.Run(name, func(t *testing.T) {
 			changed := maps.Clone(certs)
