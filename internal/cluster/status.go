@@ -19,6 +19,9 @@ type NodeStatus struct {
 	Leaders      []LeaseStatus       `json:"leaders,omitempty"` // as the node's own API server has them
 	Disk         DiskStatus          `json:"disk"`
 	Certificates []CertificateStatus `json:"certificates,omitempty"`
+	// Stale names components that run as an earlier cluster.yaml had them: they
+	// need a restart of the agent.
+	Stale []string `json:"stale,omitempty"`
 }
 
 // ComponentStatus is one program of a node.

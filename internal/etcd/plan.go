@@ -1,6 +1,7 @@
 package etcd
 
 import (
+	"cmp"
 	"fmt"
 	"maps"
 	"slices"
@@ -110,6 +111,41 @@ func inLists(statuses map[string]cluster.EtcdStatus, known map[string]bool) []st
 		}
 	}
 	return slices.Sorted(maps.Keys(found))
+}
+
+// Newest is the status, of those that members give, whose word counts: of a
+// voter that follows a leader, in the newest term, the leader itself if it is
+// among them. Without any such it is the first that answers, else the first.
+func Newest(statuses []cluster.EtcdStatus) cluster.EtcdStatus {
+	if len(statuses) == 0 {
+		return cluster.EtcdStatus{Error: "nobody was asked"}
+	}
+	return slices.MaxFunc(statuses, func(a, b cluster.EtcdStatus) int {
+		return cmp.Or(
+			cmp.Compare(standing(a), standing(b)),
+			cmp.Compare(a.Term, b.Term),
+			cmp.Compare(oneIf(a.ID == a.Leader), oneIf(b.ID == b.Leader)),
+		)
+	})
+}
+
+// standing is how much a member can know: a voter with a leader, then anyone
+// that answers.
+func standing(s cluster.EtcdStatus) int {
+	switch {
+	case s.Error != "":
+		return 0
+	case s.Learner || s.Leader == "":
+		return 1
+	}
+	return 2
+}
+
+func oneIf(condition bool) int { //nolint:revive // a number for a flag
+	if condition {
+		return 1
+	}
+	return 0
 }
 
 // CatchUp is how many percent of the leader's log a learner has applied, 0 to

@@ -37,6 +37,21 @@ func (c *Client) Status(ctx context.Context) cluster.EtcdStatus {
 	return status
 }
 
+// Statuses is what the members at all endpoints say of themselves, in their
+// order and within a second, without the member list. One that does not answer
+// has Error and nothing else. Nothing in it needs a quorum.
+func (c *Client) Statuses(ctx context.Context) []cluster.EtcdStatus {
+	var all []cluster.EtcdStatus
+	for _, a := range c.answers(ctx) {
+		if a.status == nil {
+			all = append(all, cluster.EtcdStatus{Error: a.reason})
+			continue
+		}
+		all = append(all, statusOf(a.status))
+	}
+	return all
+}
+
 // timeLeft is how long the context lasts, 0 when it has no end.
 func timeLeft(ctx context.Context) time.Duration {
 	deadline, ok := ctx.Deadline()

@@ -50,9 +50,12 @@ type Joiner struct {
 func (j *Joiner) Steps() []step.Step {
 	await := step.Step{Name: "wait until the components of " + j.Node.Name + " are ready", Do: j.awaitReady}
 	var votes []step.Step
-	if j.Node.Role == cluster.RoleServer {
+	switch j.Node.Role {
+	case cluster.RoleServer: // whether it gets a member is for the cluster to say
+		votes = []step.Step{{Name: "wait until " + j.Node.Name + " has caught up and takes part", Do: j.await}}
+	case cluster.RoleEtcd:
 		votes = []step.Step{{Name: "wait until the etcd of " + j.Node.Name + " has caught up and votes", Do: j.await}}
-	} else {
+	default:
 		await.Do = j.await // a worker has joined when it is ready
 	}
 	return append(append([]step.Step{
@@ -110,7 +113,7 @@ func (j *Joiner) checkWays(ctx context.Context) error {
 	if err := j.ask(ctx, b.nonce); err != nil {
 		return err
 	}
-	return reachServers(ctx, j.Node.Role, j.plan.Servers)
+	return reachAll(ctx, j.Node.Role, j.plan)
 }
 
 // ask puts the question to one server after the other. What one refuses, the
@@ -148,7 +151,7 @@ func (j *Joiner) ask(ctx context.Context, nonce string) error {
 
 func (j *Joiner) join(ctx context.Context) error {
 	r := j.request("")
-	if j.Node.Role == cluster.RoleWorker {
+	if j.Node.Role != cluster.RoleServer {
 		keys, err := pki.NewNodeKeys(j.Node.Role)
 		if err != nil {
 			return err
@@ -201,7 +204,7 @@ func (j *Joiner) writeDisk() error {
 }
 
 func (j *Joiner) files(spec *cluster.Spec, node cluster.Node) ([]pki.File, error) {
-	if node.Role == cluster.RoleWorker {
+	if node.Role != cluster.RoleServer {
 		return j.keys.Files(spec, node, j.admission.Certificates, j.admission.Trust)
 	}
 	set, err := pki.ParseSet(j.admission.Secrets)
@@ -242,7 +245,7 @@ func (j *Joiner) awaitReady(ctx context.Context) error {
 }
 
 // Finish brings the join of a node to its end: it reports the node's state to
-// the servers until its member votes, or a worker's components are ready.
+// the servers until its member votes or, without one, its components are ready.
 type Finish struct {
 	Agents  *agent.Client
 	Servers []cluster.Node // the node itself is passed over
@@ -325,7 +328,7 @@ func Reread(config *tls.Config, certificate, key string) {
 	}
 }
 
-// clientURL is where a server's member answers clients.
+// clientURL is where a node's member answers clients.
 func clientURL(n cluster.Node) string { return component.ClientURL(n) }
 
 // ReportLeft tells another server that the components of a removed one have

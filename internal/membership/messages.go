@@ -18,9 +18,9 @@ const (
 	RemovePath   = "/v1/nodes/remove"  // POST Removal; as a server or an administrator
 	TokensPath   = "/v1/tokens"        // GET, answers []Token; POST TokenOrder, answers NewToken; as a server or an administrator
 	LeftPath     = "/v1/left"          // POST LeftReport: the components of a removed server have stopped, but for etcd; as that server
-	RenewPath    = "/v1/renew"         // POST Renewal, answers an Admission without secrets; as that worker
-	RejoinPath   = "/v1/rejoin"        // POST RejoinRequest, answers a component.InitialCluster; as that server
-	RebuildPath  = "/v1/rebuild"       // POST; this very server gets a new member in place of its own; as itself, a server or an administrator
+	RenewPath    = "/v1/renew"         // POST Renewal, answers an Admission without secrets; as that node
+	RejoinPath   = "/v1/rejoin"        // POST RejoinRequest, answers a component.InitialCluster; as that node
+	RebuildPath  = "/v1/rebuild"       // POST; this very node gets a new member in place of its own; as itself, a server or an administrator
 	LeavePath    = "/v1/leave"         // POST; stops this very node and puts it away, without a word to the others; as itself or an administrator
 	RevokePath   = "/v1/tokens/revoke" // POST TokenID; as a server or an administrator
 )
@@ -36,7 +36,8 @@ type Request struct {
 	Nonce string `json:"nonce"`
 	// Time is by the machine's own clock.
 	Time time.Time `json:"time"`
-	// Requests are a worker's certificate requests, see pki.NodeKeys.
+	// Requests are the certificate requests of a node that is no server, see
+	// pki.NodeKeys.
 	Requests map[string][]byte `json:"requests,omitempty"`
 }
 
@@ -44,6 +45,8 @@ type Request struct {
 type Plan struct {
 	Cluster string         `json:"cluster"`
 	Servers []cluster.Node `json:"servers"`
+	// Etcd lists the etcd nodes; none: the servers have etcd's members.
+	Etcd []cluster.Node `json:"etcd,omitempty"`
 	// Replaces tells that a node of this name is a member already, does not
 	// answer, and will be replaced.
 	Replaces bool `json:"replaces"`
@@ -54,7 +57,7 @@ type Admission struct {
 	Spec *cluster.Spec `json:"spec"`
 	// Secrets are the cluster's keys, for a server only.
 	Secrets map[string][]byte `json:"secrets,omitempty"`
-	// Certificates answer a worker's requests; Trust is the certificates of
+	// Certificates answer the requests of others; Trust is the certificates of
 	// those who signed them.
 	Certificates map[string][]byte        `json:"certificates,omitempty"`
 	Trust        pki.Trust                `json:"trust"`
@@ -83,7 +86,7 @@ type Removal struct {
 	Dry bool `json:"dry"`
 }
 
-// LeftReport is said by a server that was removed.
+// LeftReport is said by a server that was removed, and had a member.
 type LeftReport struct {
 	Name string `json:"name"`
 }
@@ -108,7 +111,7 @@ type NewToken struct {
 	Server string `json:"server"` // address to join at
 }
 
-// RejoinRequest asks for a new member in place of a server's own.
+// RejoinRequest asks for a new member in place of a node's own.
 type RejoinRequest struct {
 	Name string `json:"name"`
 }

@@ -11,8 +11,8 @@ import (
 )
 
 // Progress takes a sign of life of a node that joins, and brings its join to
-// its end when it can: a learner that has caught up is promoted, a worker is
-// done once it is ready. A node whose join has come to its end is done.
+// its end when it can: a learner that has caught up is promoted, a node without
+// a member is done once it is ready. A node whose join has come to its end is done.
 func (s *Service) Progress(ctx context.Context, r Report) (Progress, error) {
 	joins, revisions, err := s.Register.joins(ctx)
 	if err != nil {
@@ -25,7 +25,7 @@ func (s *Service) Progress(ctx context.Context, r Report) (Progress, error) {
 	if err := s.Etcd.Renew(ctx, j.Lease); err != nil {
 		return Progress{}, err
 	}
-	if j.Role == cluster.RoleServer {
+	if j.PeerURL != "" {
 		if p, err := s.promote(ctx, j, r); err != nil || !p.Done {
 			return p, err
 		}
@@ -49,14 +49,14 @@ func (s *Service) Progress(ctx context.Context, r Report) (Progress, error) {
 }
 
 // settled is the progress of a node that has no join under way: it is in
-// cluster.yaml and, as a server, votes; or its join was taken back.
+// cluster.yaml and, if it has a member, votes; or its join was taken back.
 func (s *Service) settled(ctx context.Context, name string) (Progress, error) {
 	spec, err := s.Register.Spec(ctx)
 	if err != nil {
 		return Progress{}, err
 	}
 	node, in := spec.Node(name)
-	if in && node.Role == cluster.RoleServer { // one that it replaces may be in cluster.yaml still
+	if in && spec.HasMember(node) { // one that it replaces may be in cluster.yaml still
 		m, err := s.memberAt(ctx, peerURL(node))
 		if err != nil {
 			return Progress{}, err
@@ -102,7 +102,7 @@ func (s *Service) promote(ctx context.Context, j join, r Report) (Progress, erro
 	case !m.Learner:
 		return Progress{Done: true}, nil
 	}
-	percent := etcd.CatchUp(s.Etcd.Status(ctx), *r.Etcd)
+	percent := etcd.CatchUp(etcd.Newest(s.Etcd.Statuses(ctx)), *r.Etcd)
 	err = s.Etcd.Promote(ctx, m.ID)
 	switch {
 	case errors.Is(err, etcd.ErrNotCaughtUp):

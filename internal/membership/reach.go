@@ -26,11 +26,18 @@ const (
 	nonceLength  = 26
 )
 
-// portsOf are those on which the others must reach a node of that role.
-func portsOf(role cluster.Role) []int {
-	ports := []int{agent.Port, component.PortKubelet}
-	if role == cluster.RoleServer {
-		ports = append(ports, component.PortEtcdPeer, component.PortAPIServer)
+// portsOf are those on which the others must reach a node of that cluster.
+func portsOf(spec *cluster.Spec, node cluster.Node) []int {
+	ports := []int{agent.Port}
+	if node.Role == cluster.RoleEtcd {
+		return append(ports, component.PortEtcdClient, component.PortEtcdPeer)
+	}
+	ports = append(ports, component.PortKubelet)
+	if spec.HasMember(node) {
+		ports = append(ports, component.PortEtcdPeer)
+	}
+	if node.Role == cluster.RoleServer {
+		ports = append(ports, component.PortAPIServer)
 	}
 	return ports
 }
@@ -43,11 +50,12 @@ type beacon struct {
 	done      sync.WaitGroup
 }
 
-// light opens every port. One that is taken is an error: what has it would
-// keep a component from starting.
+// light opens every port, etcd's too on a server: whether that will have a
+// member is not known yet. One that is taken is an error: what has it would keep
+// a component from starting.
 func light(ctx context.Context, node cluster.Node) (*beacon, error) {
 	b := &beacon{nonce: rand.Text()}
-	for _, port := range portsOf(node.Role) {
+	for _, port := range portsOf(&cluster.Spec{}, node) {
 		address := net.JoinHostPort(node.Address, strconv.Itoa(port))
 		ln, err := (&net.ListenConfig{}).Listen(ctx, "tcp", address)
 		if err != nil {
@@ -90,12 +98,12 @@ func (b *beacon) quench() {
 }
 
 // callBack is nil when the machine of a request answers at all ports that it
-// will have.
-func callBack(ctx context.Context, r Request) error {
+// will have in the cluster.
+func callBack(ctx context.Context, spec *cluster.Spec, r Request) error {
 	if len(r.Nonce) != nonceLength {
 		return &cluster.Problem{What: "the request is malformed", Why: "it has no nonce to call the machine back with", Exit: cluster.ExitUsage}
 	}
-	closed := each(portsOf(r.Role), func(port int) error { return hear(ctx, net.JoinHostPort(r.Address, strconv.Itoa(port)), r.Nonce) })
+	closed := each(portsOf(spec, r.node()), func(port int) error { return hear(ctx, net.JoinHostPort(r.Address, strconv.Itoa(port)), r.Nonce) })
 	if len(closed) == 0 {
 		return nil
 	}
@@ -159,17 +167,35 @@ func explainDial(err error) string {
 	return agent.Explain(err)
 }
 
-// reachServers is nil when a joining machine reaches enough of the servers. One
-// that is off as a whole is the cluster's to judge; one that answers at some
-// ports only is a firewall.
-func reachServers(ctx context.Context, role cluster.Role, servers []cluster.Node) error {
-	ports := []int{agent.Port, component.PortAPIServer}
-	if role == cluster.RoleServer {
+// reachAll is nil when a joining machine of that role reaches enough of the
+// servers, and of the etcd nodes that it has to do with.
+func reachAll(ctx context.Context, role cluster.Role, plan Plan) error {
+	ports := []int{agent.Port}
+	if role != cluster.RoleEtcd {
+		ports = append(ports, component.PortAPIServer)
+	}
+	if role == cluster.RoleServer && len(plan.Etcd) == 0 {
 		ports = append(ports, component.PortEtcdPeer)
 	}
+	if err := reach(ctx, "servers", plan.Servers, ports); err != nil {
+		return err
+	}
+	switch {
+	case len(plan.Etcd) == 0 || role == cluster.RoleWorker:
+		return nil
+	case role == cluster.RoleEtcd:
+		return reach(ctx, "etcd nodes", plan.Etcd, []int{component.PortEtcdPeer})
+	}
+	return reach(ctx, "etcd nodes", plan.Etcd, []int{component.PortEtcdClient})
+}
+
+// reach is nil when this machine reaches enough of some nodes. One that is off
+// as a whole is the cluster's to judge; one that answers at some ports only is
+// a firewall.
+func reach(ctx context.Context, what string, nodes []cluster.Node, ports []int) error {
 	var wrong []string
 	reached := 0
-	for _, n := range servers {
+	for _, n := range nodes {
 		closed := each(ports, func(port int) error {
 			conn, err := dial(ctx, net.JoinHostPort(n.Address, strconv.Itoa(port)))
 			if err == nil {
@@ -183,42 +209,46 @@ func reachServers(ctx context.Context, role cluster.Role, servers []cluster.Node
 		case len(ports):
 			wrong = append(wrong, n.Name+" at "+n.Address+": "+closed[0])
 		default:
-			return unreached([]string{n.Name + " at " + n.Address + ": " + strings.Join(closed, ", ")})
+			return unreached(what, []string{n.Name + " at " + n.Address + ": " + strings.Join(closed, ", ")})
 		}
 	}
-	if reached < cluster.Quorum(len(servers)) {
-		return unreached(wrong)
+	if reached < cluster.Quorum(len(nodes)) {
+		return unreached(what, wrong)
 	}
 	return nil
 }
 
-func unreached(wrong []string) error {
+func unreached(what string, wrong []string) error {
 	return &cluster.Problem{
-		What: "this machine does not reach the servers of the cluster", Why: strings.Join(wrong, "\n"),
+		What: "this machine does not reach the " + what + " of the cluster", Why: strings.Join(wrong, "\n"),
 		Do: "open the way between the machines (firewall, routes), then join again", Exit: cluster.ExitRefused,
 	}
 }
 
 // allTakePart refuses a new voter while another is missing: etcd would not add
 // it (server/etcdserver, ErrUnhealthy), and the quorum would be nearer its end.
-func allTakePart(voters []cluster.Voter, but string) error {
+func allTakePart(voters []cluster.Voter, joining cluster.Node) error {
 	var missing []string
 	for _, v := range voters {
-		if !v.Healthy && v.Name != but {
+		if !v.Healthy && v.Name != joining.Name {
 			missing = append(missing, v.Name)
 		}
 	}
 	if len(missing) == 0 {
 		return nil
 	}
+	what := "server"
+	if joining.Role == cluster.RoleEtcd {
+		what = "etcd node"
+	}
 	return &cluster.Problem{
-		What: "no server can join while a voter is missing: " + strings.Join(missing, ", "),
+		What: "no " + what + " can join while a voter is missing: " + strings.Join(missing, ", "),
 		Why:  "etcd adds no member then: " + cluster.SumOf(voters).String(),
 		Do:   "bring it back (kuorum status), or remove it: kuorum node remove " + missing[0], Exit: cluster.ExitRefused,
 	}
 }
 
 // checkVoters asks the agents of all nodes.
-func (s *Service) checkVoters(ctx context.Context, spec *cluster.Spec, joining string) error {
+func (s *Service) checkVoters(ctx context.Context, spec *cluster.Spec, joining cluster.Node) error {
 	return allTakePart(advise.Voters(spec, s.Agents.Reports(ctx, spec.Spec.Nodes)), joining)
 }

@@ -28,21 +28,22 @@ func lit(t *testing.T, role cluster.Role) (*beacon, cluster.Node) {
 // says which is closed or another's.
 func TestCallBack(t *testing.T) {
 	t.Parallel()
-	for _, role := range []cluster.Role{cluster.RoleServer, cluster.RoleWorker} {
+	stacked := &cluster.Spec{}
+	for _, role := range cluster.Roles() {
 		b, n := lit(t, role)
 		r := Request{Name: n.Name, Role: role, Address: n.Address, Nonce: b.nonce}
 		for range 2 {
-			if err := callBack(t.Context(), r); err != nil {
+			if err := callBack(t.Context(), stacked, r); err != nil {
 				t.Errorf("%s: %v", role, err)
 			}
 		}
 		r.Nonce = rand.Text()
-		wants(t, callBack(t.Context(), r), cluster.ExitRefused, "another machine answers there")
+		wants(t, callBack(t.Context(), stacked, r), cluster.ExitRefused, "another machine answers there")
 		r.Nonce = "short"
-		wants(t, callBack(t.Context(), r), cluster.ExitUsage, "no nonce")
+		wants(t, callBack(t.Context(), stacked, r), cluster.ExitUsage, "no nonce")
 	}
 	b, n := lit(t, cluster.RoleWorker)
-	err := callBack(t.Context(), Request{Name: "n", Role: cluster.RoleServer, Address: n.Address, Nonce: b.nonce})
+	err := callBack(t.Context(), stacked, Request{Name: "n", Role: cluster.RoleServer, Address: n.Address, Nonce: b.nonce})
 	wants(t, err, cluster.ExitRefused, "the cluster does not reach n at "+n.Address)
 	for port, closed := range map[int]bool{agent.Port: false, component.PortKubelet: false, component.PortEtcdPeer: true, component.PortAPIServer: true} {
 		if strings.Contains(err.Error(), fmt.Sprintf("port %d: ", port)) != closed {
@@ -69,7 +70,7 @@ func TestBeaconNeedsFreePorts(t *testing.T) {
 	must(t, err)
 	b.quench()
 
-	last := portsOf(cluster.RoleServer)[3]
+	last := portsOf(&cluster.Spec{}, cluster.Node{Role: cluster.RoleServer})[3]
 	ln, err := net.Listen("tcp", fmt.Sprintf("%s:%d", n.Address, last))
 	must(t, err)
 	_, err = light(t.Context(), n)
@@ -136,16 +137,16 @@ func TestReachServers(t *testing.T) {
 		t.Cleanup(b.quench)
 	}
 	off := servers[2]
-	if err := reachServers(t.Context(), cluster.RoleServer, servers); err != nil {
+	if err := reachAll(t.Context(), cluster.RoleServer, Plan{Servers: servers}); err != nil {
 		t.Errorf("two of three are enough: %v", err)
 	}
-	err := reachServers(t.Context(), cluster.RoleServer, []cluster.Node{servers[0], off})
+	err := reachAll(t.Context(), cluster.RoleServer, Plan{Servers: []cluster.Node{servers[0], off}})
 	wants(t, err, cluster.ExitRefused, "cp3 at "+off.Address+": port 9443: ")
 
 	half, err := net.Listen("tcp", fmt.Sprintf("%s:%d", off.Address, agent.Port))
 	must(t, err)
 	defer func() { _ = half.Close() }()
-	err = reachServers(t.Context(), cluster.RoleServer, servers)
+	err = reachAll(t.Context(), cluster.RoleServer, Plan{Servers: servers})
 	wants(t, err, cluster.ExitRefused, "port 6444: the machine answers, but refuses")
 	wants(t, err, cluster.ExitRefused, "port 2380: ")
 	if strings.Contains(err.Error(), "agent") || strings.Contains(err.Error(), "9443") {
@@ -154,21 +155,22 @@ func TestReachServers(t *testing.T) {
 	api, err := net.Listen("tcp", fmt.Sprintf("%s:%d", off.Address, component.PortAPIServer))
 	must(t, err)
 	defer func() { _ = api.Close() }()
-	if err := reachServers(t.Context(), cluster.RoleWorker, servers); err != nil {
+	if err := reachAll(t.Context(), cluster.RoleWorker, Plan{Servers: servers}); err != nil {
 		t.Errorf("a worker needs no etcd: %v", err)
 	}
 }
 
 func TestAllTakePart(t *testing.T) {
 	t.Parallel()
+	server := func(name string) cluster.Node { return cluster.Node{Name: name, Role: cluster.RoleServer} }
 	voters := []cluster.Voter{{Name: "cp1", Healthy: true}, {Name: "cp2"}, {Name: "cp3", Healthy: true}}
-	wants(t, allTakePart(voters, "cp4"), cluster.ExitRefused, "a voter is missing: cp2: etcd adds no member then: 3 voters, 2 healthy")
-	if err := allTakePart(voters, "cp2"); err != nil {
+	wants(t, allTakePart(voters, server("cp4")), cluster.ExitRefused, "a voter is missing: cp2: etcd adds no member then: 3 voters, 2 healthy")
+	if err := allTakePart(voters, server("cp2")); err != nil {
 		t.Errorf("the dead one cannot be replaced: %v", err)
 	}
-	if err := allTakePart(voters[2:], "cp4"); err != nil {
+	if err := allTakePart(voters[2:], server("cp4")); err != nil {
 		t.Error(err)
 	}
 	voters[0].Healthy = false
-	wants(t, allTakePart(voters, "cp2"), cluster.ExitRefused, "missing: cp1: ")
+	wants(t, allTakePart(voters, server("cp2")), cluster.ExitRefused, "missing: cp1: ")
 }

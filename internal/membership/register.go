@@ -24,6 +24,7 @@ const (
 	alivePrefix = "/kuorum/alive/"  // NAME: goes when nobody works on that join any more
 	leavePrefix = "/kuorum/leaves/" // NAME: a removal, until its member is gone
 	tokenPrefix = "/kuorum/tokens/"
+	sweeperKey  = "/kuorum/sweeper" // name of the server that cleans up, where none has etcd's leader
 )
 
 // joinLife is how long a join goes on without a sign of life of its machine

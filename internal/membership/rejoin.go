@@ -13,9 +13,9 @@ import (
 
 const alarmCorrupt = "CORRUPT"
 
-// Rejoin gives a server of the cluster a new member in place of its own, whose
+// Rejoin gives a node of the cluster a new member in place of its own, whose
 // data it has lost or cannot trust: the old one is removed, a learner is added,
-// and the server's agent takes it from there as after a join. The quorum is
+// and the node's agent takes it from there as after a join. The quorum is
 // guarded as for a removal. It works while the alarm CORRUPT of that member
 // stops all writes.
 func (s *Service) Rejoin(ctx context.Context, r RejoinRequest) (component.InitialCluster, error) {
@@ -24,12 +24,12 @@ func (s *Service) Rejoin(ctx context.Context, r RejoinRequest) (component.Initia
 		return component.InitialCluster{}, err
 	}
 	node, ok := disk.Spec.Node(r.Name)
-	if !ok || node.Role != cluster.RoleServer || r.Name == s.Self {
+	if !ok || !disk.Spec.HasMember(node) || r.Name == s.Self {
 		return component.InitialCluster{}, &cluster.Problem{
-			What: fmt.Sprintf("%s is no other server of this cluster", r.Name), Exit: cluster.ExitUsage,
+			What: fmt.Sprintf("%s is no other node of this cluster with a member of etcd", r.Name), Exit: cluster.ExitUsage,
 		}
 	}
-	if err := s.checkVoters(ctx, disk.Spec, r.Name); err != nil {
+	if err := s.checkVoters(ctx, disk.Spec, node); err != nil {
 		return component.InitialCluster{}, err
 	}
 	if _, err := s.guard(ctx, disk.Spec, node, false); err != nil {
@@ -91,11 +91,11 @@ func (s *Service) addAgain(ctx context.Context, node cluster.Node) (component.In
 	if err != nil {
 		return component.InitialCluster{}, err
 	}
-	s.Log.Info("a server joins again", "node", node.Name)
+	s.Log.Info("a member joins again", "node", node.Name)
 	return initialCluster(members, node), nil
 }
 
-// AskRejoin asks another server to let self join again.
+// AskRejoin asks a server, another one than self, to let self join again.
 func AskRejoin(ctx context.Context, agents *agent.Client, servers []cluster.Node, self string) (component.InitialCluster, error) {
 	var initial component.InitialCluster
 	others := agent.Servers{Client: agents, Nodes: servers, But: self, Patience: admitPatience}

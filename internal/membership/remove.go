@@ -20,7 +20,7 @@ const leaveLife = 25 * time.Second
 // Remove takes a node out of the cluster: out of cluster.yaml, out of etcd's
 // member list, and its object out of Kubernetes. A server that lives sees the
 // first, stops all but etcd so that its clients go elsewhere in peace, and says
-// so (Left). It refuses (exit 5) what would cost the quorum, unless forced, and
+// so (Left); an etcd node has nothing else to stop. It refuses (exit 5) what would cost the quorum, unless forced, and
 // to remove the server that is asked, since it could not tell the end.
 func (s *Service) Remove(ctx context.Context, r Removal) (Removed, error) {
 	spec, err := s.Register.Spec(ctx)
@@ -43,12 +43,12 @@ func (s *Service) Remove(ctx context.Context, r Removal) (Removed, error) {
 	if err != nil || r.Dry {
 		return sums, err
 	}
-	alive := s.Agents.Report(ctx, node).Error == ""
+	parts := node.Role == cluster.RoleServer && s.Agents.Report(ctx, node).Error == ""
 	l, err := s.strike(ctx, node)
 	if err != nil {
 		return sums, err
 	}
-	if alive {
+	if parts {
 		s.awaitLeft(ctx, l)
 	}
 	return sums, s.finishLeave(ctx, l)
@@ -203,7 +203,7 @@ func unknownNode(spec *cluster.Spec, name string) error {
 func (s *Service) guard(ctx context.Context, spec *cluster.Spec, node cluster.Node, force bool) (Removed, error) { //nolint:revive // the flag is the user's
 	voters := advise.Voters(spec, s.Agents.Reports(ctx, spec.Spec.Nodes))
 	sums := Removed{Before: cluster.SumOf(voters), After: cluster.Removed(voters, node.Name)}
-	if force || node.Role != cluster.RoleServer {
+	if force || !spec.HasMember(node) {
 		return sums, nil
 	}
 	return sums, cluster.GuardQuorum("remove "+node.Name, sums.Before, sums.After)
@@ -220,7 +220,7 @@ func (s *Service) removeMember(ctx context.Context, node cluster.Node) error {
 
 // membersOf lists the IDs of a node's members; a worker has none.
 func (s *Service) membersOf(ctx context.Context, node cluster.Node) ([]string, error) {
-	if node.Role != cluster.RoleServer {
+	if node.Role == cluster.RoleWorker {
 		return nil, nil
 	}
 	members, err := s.Etcd.Members(ctx)
@@ -259,10 +259,10 @@ func (s *Service) removeMembers(ctx context.Context, node cluster.Node, ids []st
 	if err != nil {
 		return err
 	}
-	own := s.Etcd.Status(ctx)
+	leader, heir := succession(s.Etcd.Statuses(ctx), left)
 	for _, id := range left {
-		if id == own.Leader {
-			if err := s.takeOver(ctx, node, own.ID); err != nil {
+		if id == leader && heir != "" {
+			if err := s.handOver(ctx, node, heir); err != nil {
 				return err
 			}
 		}
@@ -279,9 +279,22 @@ func belongs(m cluster.EtcdMember, node cluster.Node) bool {
 	return m.Name == node.Name || slices.Contains(m.PeerURLs, peerURL(node))
 }
 
-// takeOver makes our own member the leader in place of that of node, which
-// alone can order it. A node that does not answer is left to the election.
-func (s *Service) takeOver(ctx context.Context, node cluster.Node, own string) error {
+// succession is who leads now, by those that were asked, and who of them could
+// once some members have gone: the first voter that follows. Without one the
+// heir is empty.
+func succession(statuses []cluster.EtcdStatus, going []string) (leader, heir string) {
+	leader = etcd.Newest(statuses).Leader
+	for _, st := range statuses {
+		if st.Error == "" && !st.Learner && leader != "" && st.Leader == leader && !slices.Contains(going, st.ID) {
+			return leader, st.ID
+		}
+	}
+	return leader, ""
+}
+
+// handOver makes heir the leader in place of the member of node, which alone can
+// order it. A node that does not answer is left to the election.
+func (s *Service) handOver(ctx context.Context, node cluster.Node, heir string) error {
 	leader, err := s.Etcd.At(clientURL(node))
 	if err != nil {
 		return err
@@ -289,7 +302,7 @@ func (s *Service) takeOver(ctx context.Context, node cluster.Node, own string) e
 	defer func() { _ = leader.Close() }() // nothing was written
 	limited, cancel := context.WithTimeout(ctx, 3*time.Second)
 	defer cancel()
-	if err := leader.MoveLeader(limited, own); err != nil {
+	if err := leader.MoveLeader(limited, heir); err != nil {
 		s.Log.Warn("the leader did not hand over, an election follows", "node", node.Name, "error", err)
 	}
 	return nil
@@ -324,7 +337,7 @@ func (s *Service) removeDead(ctx context.Context, name string) (cluster.Node, er
 		return cluster.Node{}, err
 	}
 	node, _ := spec.Node(name)
-	if node.Role != cluster.RoleServer {
+	if !spec.HasMember(node) {
 		return node, nil
 	}
 	if _, err := s.guard(ctx, spec, node, false); err != nil {

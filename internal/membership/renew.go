@@ -11,14 +11,14 @@ import (
 	"kuorum/internal/pki"
 )
 
-// Renewal is a worker's request for new certificates.
+// Renewal is the request of a node that is no server for new certificates.
 type Renewal struct {
 	Name     string            `json:"name"`
 	Requests map[string][]byte `json:"requests"`
 }
 
-// Renew signs a worker's requests. That the caller is that worker is for the
-// caller of Renew to know.
+// Renew signs a node's requests. That the caller is that node is for the caller
+// of Renew to know.
 func (s *Service) Renew(ctx context.Context, r Renewal) (Admission, error) {
 	spec, err := s.Register.Spec(ctx)
 	if err != nil {
@@ -37,10 +37,10 @@ func (s *Service) Renew(ctx context.Context, r Renewal) (Admission, error) {
 	return Admission{Spec: spec, Certificates: certificates, Trust: set.Trust()}, err
 }
 
-// RenewWorker returns new files for a worker when one of the certificates in
+// AskRenewal returns new files for a node that is no server when one of the certificates in
 // have is due, and nothing otherwise. It makes new keys and asks one server
 // after the other to sign.
-func RenewWorker(ctx context.Context, agents *agent.Client, spec *cluster.Spec, node cluster.Node, have map[string][]byte) ([]pki.File, error) {
+func AskRenewal(ctx context.Context, agents *agent.Client, spec *cluster.Spec, node cluster.Node, have map[string][]byte) ([]pki.File, error) {
 	if !anyDue(have, time.Now()) {
 		return nil, nil
 	}
@@ -57,7 +57,7 @@ func RenewWorker(ctx context.Context, agents *agent.Client, spec *cluster.Spec, 
 	if err := servers.Call(ctx, RenewPath, Renewal{Name: node.Name, Requests: requests}, &signed); err != nil {
 		return nil, &cluster.Problem{
 			What: "the certificates of " + node.Name + " are not renewed", Err: err,
-			Do: "kuorum status; a worker whose certificates have ended: kuorum leave --force, then kuorum join",
+			Do: "kuorum status; a node whose certificates have ended: kuorum leave --force, then kuorum join",
 		}
 	}
 	return keys.Files(signed.Spec, node, signed.Certificates, signed.Trust)

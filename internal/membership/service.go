@@ -29,14 +29,16 @@ const (
 
 // Service is what a server's agent does for the cluster's membership. It asks
 // its own etcd member only: a server whose member is down serves nobody, and
-// callers go to the next.
+// callers go to the next. Without a member of its own it asks all.
 type Service struct {
 	Self     string // the server's own name
 	Register *Register
-	Etcd     *etcd.Client
-	Agents   *agent.Client
-	Dir      string // /etc/kuorum
-	Log      *slog.Logger
+	Etcd     *etcd.Client // of its own member, or of all
+	// Apart tells that etcd's members are on machines of their own.
+	Apart  bool
+	Agents *agent.Client
+	Dir    string // /etc/kuorum
+	Log    *slog.Logger
 	// DeleteNode removes the Kubernetes object of a node; one that is not
 	// there is no error.
 	DeleteNode func(ctx context.Context, name string) error
@@ -50,24 +52,27 @@ func (s *Service) Check(ctx context.Context, r Request) (Plan, error) {
 	if err != nil {
 		return Plan{}, err
 	}
-	if err := callBack(ctx, r); err != nil {
+	if err := callBack(ctx, spec, r); err != nil {
 		return Plan{}, err
 	}
-	servers, err := s.established(ctx, spec, r.Name)
-	return Plan{Cluster: spec.Metadata.Name, Servers: servers, Replaces: replaces}, err
-}
-
-// established lists the servers that a joining machine must be able to reach:
-// neither itself, which it may replace, nor others that still join.
-func (s *Service) established(ctx context.Context, spec *cluster.Spec, joining string) ([]cluster.Node, error) {
 	joins, _, err := s.Register.joins(ctx)
 	if err != nil {
-		return nil, err
+		return Plan{}, err
 	}
-	return slices.DeleteFunc(spec.Servers(), func(n cluster.Node) bool {
+	plan := Plan{Cluster: spec.Metadata.Name, Servers: established(spec.Servers(), joins, r.Name), Replaces: replaces}
+	if spec.EtcdApart() {
+		plan.Etcd = established(spec.EtcdNodes(), joins, r.Name)
+	}
+	return plan, nil
+}
+
+// established are the nodes that a joining machine must be able to reach:
+// neither itself, which it may replace, nor others that still join.
+func established(nodes []cluster.Node, joins map[string]join, joining string) []cluster.Node {
+	return slices.DeleteFunc(nodes, func(n cluster.Node) bool {
 		_, under := joins[n.Name]
 		return under || n.Name == joining
-	}), nil
+	})
 }
 
 // check is everything about a request that can be decided without changing
@@ -99,8 +104,8 @@ func (s *Service) check(ctx context.Context, r Request) (spec *cluster.Spec, rep
 	if _, err := spec.With(r.node()); err != nil {
 		return nil, false, err
 	}
-	if r.Role == cluster.RoleServer {
-		return spec, replaces, s.checkVoters(ctx, spec, r.Name)
+	if spec.HasMember(r.node()) {
+		return spec, replaces, s.checkVoters(ctx, spec, r.node())
 	}
 	return spec, replaces, nil
 }
@@ -189,9 +194,17 @@ func (s *Service) admit(ctx context.Context, set *pki.Set, a attempt) (Admission
 	}
 	node, _ := spec.Node(a.Name)
 	set.LeafLife = time.Duration(spec.Spec.Certificates.Life)
-	if a.Role != cluster.RoleServer {
-		certificates, err := set.SignRequests(spec, node, a.Requests, time.Now())
-		return Admission{Spec: spec, Certificates: certificates, Trust: set.Trust()}, err
+	admission := Admission{Spec: spec}
+	if a.Role == cluster.RoleServer {
+		admission.Secrets = set.Files()
+	} else {
+		admission.Trust = set.Trust()
+		if admission.Certificates, err = set.SignRequests(spec, node, a.Requests, time.Now()); err != nil {
+			return Admission{}, err
+		}
+	}
+	if !spec.HasMember(node) {
+		return admission, nil
 	}
 	if err := s.addLearner(ctx, peerURL(node), a.lease); err != nil {
 		return Admission{}, err
@@ -200,7 +213,8 @@ func (s *Service) admit(ctx context.Context, set *pki.Set, a attempt) (Admission
 	if err != nil {
 		return Admission{}, err
 	}
-	return Admission{Spec: spec, Secrets: set.Files(), Initial: initialCluster(members, node)}, nil
+	admission.Initial = initialCluster(members, node)
+	return admission, nil
 }
 
 // enter writes the node and its join down, in one transaction with the use of
@@ -228,9 +242,11 @@ func (s *Service) enter(ctx context.Context, a attempt) (*cluster.Spec, error) {
 		if err != nil {
 			return nil, nil, err
 		}
-		under, err := encode(join{
-			Name: a.Name, Role: a.Role, Address: a.Address, PeerURL: peerURL(node), Token: token.ID, Lease: a.lease, Replaces: replaced,
-		})
+		note := join{Name: a.Name, Role: a.Role, Address: a.Address, Token: token.ID, Lease: a.lease, Replaces: replaced}
+		if spec.HasMember(node) {
+			note.PeerURL = peerURL(node)
+		}
+		under, err := encode(note)
 		if err != nil {
 			return nil, nil, err
 		}
@@ -294,9 +310,10 @@ func (s *Service) addLearner(ctx context.Context, url string, lease int64) error
 	}
 }
 
-// peerURL is where a server's member is found by the others; a worker has none.
+// peerURL is where a node's member is found by the others, if it has one; a
+// worker never has.
 func peerURL(n cluster.Node) string {
-	if n.Role != cluster.RoleServer {
+	if n.Role == cluster.RoleWorker {
 		return ""
 	}
 	return component.PeerURL(n)

@@ -12,9 +12,13 @@ import (
 	"kuorum/internal/etcd"
 )
 
-// sweepEvery is how often the leader's server looks whether joins and removals
-// that are under way are still worked on. While there are none it asks nobody.
-const sweepEvery = 5 * time.Second
+const (
+	// sweepEvery is how often a server looks whether joins and removals that are
+	// under way are still worked on. While there are none it asks nobody.
+	sweepEvery = 5 * time.Second
+	// sweeperLife is for how long one server does it, where none has the leader.
+	sweeperLife = 20 * time.Second
+)
 
 // takeBackIf undoes the join of that name if there is one and it is the one
 // that is meant.
@@ -112,8 +116,7 @@ func forget(name string) []etcd.Change {
 }
 
 // Sweep takes joins back that nobody works on any more, and finishes such
-// removals, until ctx ends. Every server runs it; the one whose member leads
-// acts.
+// removals, until ctx ends. Every server runs it; one of them acts, see sweeps.
 func (s *Service) Sweep(ctx context.Context) {
 	tick := time.NewTicker(sweepEvery)
 	defer tick.Stop()
@@ -124,8 +127,10 @@ func (s *Service) sweepAt(ctx context.Context, ticks <-chan time.Time) {
 	var noJoins, noLeaves atomic.Bool // true only while that is known
 	var watches sync.WaitGroup
 	defer watches.Wait()
-	watches.Go(func() { s.watch(ctx, joinPrefix, &noJoins) })
-	watches.Go(func() { s.watch(ctx, leavePrefix, &noLeaves) })
+	if !s.Apart { // a watch waits for its one member: another's may be away
+		watches.Go(func() { s.watch(ctx, joinPrefix, &noJoins) })
+		watches.Go(func() { s.watch(ctx, leavePrefix, &noLeaves) })
+	}
 	for {
 		select {
 		case <-ctx.Done():
@@ -164,8 +169,8 @@ func (s *Service) watch(ctx context.Context, prefix string, nothing *atomic.Bool
 func (s *Service) sweep(ctx context.Context) error {
 	ctx, cancel := context.WithTimeout(ctx, settle+5*time.Second)
 	defer cancel()
-	if own := s.Etcd.Status(ctx); own.Error != "" || own.Leader != own.ID {
-		return nil
+	if mine, err := s.sweeps(ctx); err != nil || !mine {
+		return err
 	}
 	if err := s.sweepLeaves(ctx, time.Now()); err != nil {
 		return err
@@ -184,4 +189,24 @@ func (s *Service) sweep(ctx context.Context) error {
 		}
 	}
 	return err
+}
+
+// sweeps tells whether it is this server that acts: the one whose member leads
+// or, where etcd is on other machines, the one that has put its name down, for
+// a while. Were there two of them by mistake, nothing would be harmed: whatever
+// they do is a transaction, or names a member by its ID.
+func (s *Service) sweeps(ctx context.Context) (bool, error) {
+	if !s.Apart {
+		own := s.Etcd.Status(ctx)
+		return own.Error == "" && own.Leader == own.ID, nil
+	}
+	record, err := s.Etcd.Record(ctx, sweeperKey)
+	if err != nil || record.Revision != 0 {
+		return string(record.Value) == s.Self, err
+	}
+	lease, err := s.Etcd.Grant(ctx, sweeperLife)
+	if err != nil {
+		return false, err
+	}
+	return s.Etcd.Commit(ctx, "note who looks for joins to take back", etcd.Change{Key: sweeperKey, Value: []byte(s.Self), Lease: lease})
 }

@@ -38,9 +38,9 @@ type Token struct {
 // CreateToken makes a token for one node of that role. It is the only time
 // that its secret is seen.
 func (r *Register) CreateToken(ctx context.Context, role cluster.Role, life time.Duration, now time.Time) (pki.Token, Token, error) {
-	if role != cluster.RoleServer && role != cluster.RoleWorker {
+	if !slices.Contains(cluster.Roles(), role) {
 		return pki.Token{}, Token{}, &cluster.Problem{
-			What: fmt.Sprintf("%q is not a role", role), Do: "name one of server and worker", Exit: cluster.ExitUsage,
+			What: fmt.Sprintf("%q is not a role", role), Do: "name one of server, worker and etcd", Exit: cluster.ExitUsage,
 		}
 	}
 	if life < MinTokenLife || life > MaxTokenLife {

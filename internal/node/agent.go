@@ -49,11 +49,13 @@ type Agent struct {
 	components []component.Component
 	supervisor *supervise.Supervisor
 	agents     *agent.Client // asks the others
-	server     *server       // nil on a worker
+	server     *server       // nil on a node that is none
+	member     *member       // nil on a node without an etcd member
 	started    time.Time
 
 	adopting    sync.Mutex
 	spec        atomic.Pointer[cluster.Spec]  // as the cluster has it
+	stale       atomic.Pointer[[]string]      // components that run as an earlier cluster.yaml had them
 	specChanged chan struct{}                 // one waits there after a change
 	complete    chan struct{}                 // closed once the node's join is
 	startOver   chan component.InitialCluster // with which a new member of this server starts
@@ -89,10 +91,8 @@ func NewAgent(options Options, disk membership.Disk) (*Agent, error) {
 	if a.agents, err = membership.NodeClient(component.EtcDir); err != nil {
 		return nil, err
 	}
-	if machine.Node.Role == cluster.RoleServer {
-		if a.server, err = newServer(machine, options, a.agents); err != nil {
-			return nil, fmt.Errorf("cannot configure node %s: %w", machine.Node.Name, err)
-		}
+	if err := a.connect(); err != nil {
+		return nil, fmt.Errorf("cannot configure node %s: %w", machine.Node.Name, err)
 	}
 	a.renewAtStart()
 	a.supervisor, err = supervise.New(filepath.Join(component.RunDir, "components"), options.Log, processes(machine, a.components))
@@ -118,9 +118,37 @@ func newMachine(options Options, disk membership.Disk) (component.Machine, error
 	}, nil
 }
 
-// prepare sets what the kernel must do for a node: pass packets on, and have
-// the cluster's DNS address on lo.
+// connect prepares to ask what runs on this node: its etcd member, its API
+// server.
+func (a *Agent) connect() error {
+	var err error
+	if a.machine.Spec.HasMember(a.machine.Node) {
+		if a.member, err = newMember(a.machine.Spec.Spec.Etcd); err != nil {
+			return err
+		}
+	}
+	if a.machine.Node.Role == cluster.RoleServer {
+		a.server, err = newServer(a.machine, a.options, a.agents, a.member)
+	}
+	return err
+}
+
+// disconnect is for when nobody asks any more.
+func (a *Agent) disconnect() {
+	if a.server != nil && a.server.apart {
+		_ = a.server.etcd.Close()
+	}
+	if a.member != nil {
+		_ = a.member.etcd.Close()
+	}
+}
+
+// prepare sets what the kernel must do for a node of Kubernetes: pass packets
+// on, and have the cluster's DNS address on lo.
 func prepare(m component.Machine) error {
+	if m.Node.Role == cluster.RoleEtcd {
+		return errors.Join(os.MkdirAll(component.RunDir, 0o755), link(m.Bundle, component.BundleLink))
+	}
 	dns, err := netip.ParseAddr(m.Spec.Spec.DNS.Address)
 	if err != nil {
 		return fmt.Errorf("cannot read the DNS address: %w", err)
@@ -187,16 +215,24 @@ func (a *Agent) Run(ctx context.Context) error {
 	group, inner := errgroup.WithContext(running)
 	group.Go(func() error { return a.supervisor.Run(inner) })
 	group.Go(func() error { return a.serveAPI(inner) })
-	group.Go(func() error { return a.importImages(inner) })
-	group.Go(func() error { return a.keepCNI(inner) })
+	if a.machine.Node.Role != cluster.RoleEtcd { // there are pods
+		group.Go(func() error { return a.importImages(inner) })
+		group.Go(func() error { return a.keepCNI(inner) })
+	}
 	background(group, inner, a.followSpec, a.finishJoin, a.renewCertificates)
 	group.Go(func() error {
 		supervise.RotateLogs(inner, a.options.Log, filepath.Join(component.LogDir, component.AgentLog))
 		return nil
 	})
+	if a.member != nil {
+		background(group, inner, a.member.metrics.Run)
+	}
 	if a.server != nil {
 		group.Go(func() error { return a.applyObjects(inner) })
-		background(group, inner, a.server.metrics.Run, a.server.members.Sweep, a.seed, a.watchSpec)
+		background(group, inner, a.server.members.Sweep, a.seed)
+	}
+	if a.server != nil && a.member != nil {
+		background(group, inner, a.watchSpec)
 	}
 	stopped := false
 	var end error // why the node stops, and what comes then
@@ -219,22 +255,20 @@ func (a *Agent) Run(ctx context.Context) error {
 		return nil
 	})
 	err := group.Wait()
-	if a.server != nil {
-		defer func() { _ = a.server.etcd.Close() }() // nobody asks any more
-	}
+	defer a.disconnect()
 	if !stopped && end == nil {
 		return err
 	}
 	if errors.Is(end, errReread) {
 		return errors.Join(err, end)
 	}
-	if end != nil && !a.memberFollows(ctx) {
+	if end != nil && !a.etcdFollows(ctx) {
 		a.supervisor.SetStopTimeout("kube-apiserver", hopelessStop)
 	}
 	a.options.Log.Info("stopping the node's components")
 	stopping, done := context.WithTimeout(context.WithoutCancel(ctx), time.Minute)
 	defer done()
-	if errors.Is(end, errRemoved) && a.server != nil {
+	if errors.Is(end, errRemoved) && a.server != nil && a.member != nil {
 		a.partInPeace(stopping)
 	}
 	if err := errors.Join(err, a.supervisor.Stop(stopping)); err != nil {

@@ -79,8 +79,10 @@ func (a *Agent) membersAPI() http.Handler {
 	})
 	if a.server != nil {
 		a.server.memberAPI(mux)
+	}
+	if a.member != nil {
 		mux.HandleFunc("POST "+membership.RebuildPath, serve(func(r *http.Request, _ nothing) (nothing, error) {
-			if err := a.server.speaksFor(r, a.machine.Node.Name); err != nil {
+			if err := a.mayRebuild(r); err != nil {
 				return nothing{}, err
 			}
 			return a.rebuild(r.Context())

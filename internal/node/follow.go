@@ -9,6 +9,7 @@ import (
 	"kuorum/internal/agent"
 	"kuorum/internal/cluster"
 	"kuorum/internal/component"
+	"kuorum/internal/etcd"
 	"kuorum/internal/membership"
 )
 
@@ -18,13 +19,14 @@ const (
 )
 
 // followSpec keeps the node's cluster.yaml, and what depends on it, as the
-// cluster has it. A server watches its own etcd member; a worker, and a server
+// cluster has it. A server with an etcd member watches that; one without reads
+// etcd now and then, as a quorum has it; whoever else there is, and a server
 // whose member is down or still joins, asks the servers' agents.
 func (a *Agent) followSpec(ctx context.Context) {
 	tick := time.NewTicker(askEvery)
 	defer tick.Stop()
 	for {
-		if !a.memberFollows(ctx) {
+		if a.member == nil || a.server == nil || !a.etcdFollows(ctx) {
 			a.askSpec(ctx)
 		}
 		select {
@@ -35,15 +37,15 @@ func (a *Agent) followSpec(ctx context.Context) {
 	}
 }
 
-// memberFollows tells whether the node's own member has a leader, and so hears
-// of changes.
-func (a *Agent) memberFollows(ctx context.Context) bool {
+// etcdFollows tells whether the etcd that a server asks, its own member or any of
+// all, has a leader: its own hears of changes then.
+func (a *Agent) etcdFollows(ctx context.Context) bool {
 	if a.server == nil || !a.joined() {
 		return false
 	}
 	limited, cancel := context.WithTimeout(ctx, askPatience)
 	defer cancel()
-	s := a.server.etcd.Status(limited)
+	s := etcd.Newest(a.server.etcd.Statuses(limited))
 	return s.Error == "" && s.Leader != ""
 }
 
@@ -92,18 +94,30 @@ func (a *Agent) isIn(spec *cluster.Spec) bool {
 	return ok && n.Address == a.machine.Node.Address
 }
 
-// askSpec asks another server what a quorum agrees on.
+// askSpec asks another server what a quorum agrees on, or etcd itself on a server
+// without a member, which has no other way to be behind.
 func (a *Agent) askSpec(ctx context.Context) {
-	var spec cluster.Spec
-	others := agent.Servers{Client: a.agents, Nodes: a.spec.Load().Servers(), But: a.machine.Node.Name, Patience: askPatience}
-	if err := others.Call(ctx, membership.SpecPath, nil, &spec); err != nil {
+	spec, err := a.quorumSpec(ctx)
+	if err != nil {
 		return // it is asked again
 	}
-	if !a.isIn(&spec) {
+	if !a.isIn(spec) {
 		a.leave()
 		return
 	}
-	a.adopt(&spec)
+	a.adopt(spec)
+}
+
+func (a *Agent) quorumSpec(ctx context.Context) (*cluster.Spec, error) {
+	if a.server != nil && a.server.apart {
+		limited, cancel := context.WithTimeout(ctx, askPatience)
+		defer cancel()
+		return a.server.members.Register.Spec(limited)
+	}
+	var spec cluster.Spec
+	others := agent.Servers{Client: a.agents, Nodes: a.spec.Load().Servers(), But: a.machine.Node.Name, Patience: askPatience}
+	err := others.Call(ctx, membership.SpecPath, nil, &spec)
+	return &spec, err
 }
 
 // readAgain makes a new agent of this node, from the files as they are now.
@@ -119,7 +133,7 @@ func (a *Agent) leave() { a.removedOnce.Do(func() { close(a.removed) }) }
 
 // adopt writes a changed cluster.yaml, and the files of components that read
 // theirs again while they run. Nothing is restarted: what needs that is done
-// when the agent starts next.
+// when the agent starts next, and told by Status until then.
 func (a *Agent) adopt(spec *cluster.Spec) {
 	a.adopting.Lock()
 	defer a.adopting.Unlock()
@@ -129,9 +143,11 @@ func (a *Agent) adopt(spec *cluster.Spec) {
 	machine := a.machine
 	machine.Spec = spec
 	var errs []error
+	var stale []string
 	for i, c := range component.For(machine) {
 		if c.Digest() != a.components[i].Digest() {
 			a.options.Log.Warn("the change needs a restart of the agent", "component", c.Name)
+			stale = append(stale, c.Name)
 			continue
 		}
 		errs = append(errs, writeFiles(c))
@@ -142,6 +158,7 @@ func (a *Agent) adopt(spec *cluster.Spec) {
 		return
 	}
 	a.spec.Store(spec)
+	a.stale.Store(&stale)
 	select {
 	case a.specChanged <- struct{}{}:
 	default: // one waits already

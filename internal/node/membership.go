@@ -41,8 +41,8 @@ func (s *server) joinAPI(mux *http.ServeMux) {
 // nothing is an answer without content.
 type nothing struct{}
 
-// memberAPI is for nodes and administrators. A worker may only speak for
-// itself.
+// memberAPI is for nodes and administrators. A node that is no server may only
+// speak for itself.
 func (s *server) memberAPI(mux *http.ServeMux) {
 	mux.HandleFunc("GET "+membership.SpecPath, serve(func(r *http.Request, _ nothing) (*cluster.Spec, error) {
 		return s.members.Register.Spec(r.Context())
@@ -67,7 +67,7 @@ func (s *server) memberAPI(mux *http.ServeMux) {
 	}))
 	mux.HandleFunc("POST "+membership.RejoinPath, serve(func(r *http.Request, in membership.RejoinRequest) (component.InitialCluster, error) {
 		if caller, _, _ := pki.Peer(r.TLS); in.Name == "" || pki.AgentNode(caller) != in.Name {
-			return component.InitialCluster{}, &cluster.Problem{What: "a server asks for its own member only", Exit: cluster.ExitRefused}
+			return component.InitialCluster{}, &cluster.Problem{What: "a node asks for its own member only", Exit: cluster.ExitRefused}
 		}
 		return s.members.Rejoin(r.Context(), in)
 	}))
@@ -178,7 +178,20 @@ func refuse(w http.ResponseWriter, err error) {
 	_ = json.NewEncoder(w).Encode(refusal) // the caller has gone: nobody to tell
 }
 
-// rebuild has another server replace this server's member, then starts the
+// mayRebuild is nil when the caller may have this node's member replaced. A
+// server asks etcd who is one; an etcd node goes by its own cluster.yaml.
+func (a *Agent) mayRebuild(r *http.Request) error {
+	if a.server != nil {
+		return a.server.speaksFor(r, a.machine.Node.Name)
+	}
+	caller, _, _ := pki.Peer(r.TLS)
+	if n, ok := a.spec.Load().Node(pki.AgentNode(caller)); ok && n.Role == cluster.RoleServer && pki.PeerIsServer(r.TLS) {
+		return nil
+	}
+	return a.commands(r)
+}
+
+// rebuild has another server replace this node's member, then starts the
 // node over with it. It returns when the others have done their part; the rest
 // follows, whoever waits for it.
 func (a *Agent) rebuild(ctx context.Context) (nothing, error) {
@@ -220,7 +233,7 @@ func (c apiClient) deleteNode(ctx context.Context, name string) error {
 // newMembership is the part of a server's agent that lets others join.
 func newMembership(m component.Machine, options Options, s *server, agents *agent.Client) *membership.Service {
 	return &membership.Service{
-		Self: m.Node.Name, Register: membership.NewRegister(s.etcd), Etcd: s.etcd, Agents: agents,
+		Self: m.Node.Name, Register: membership.NewRegister(s.etcd), Etcd: s.etcd, Apart: s.apart, Agents: agents,
 		Dir: component.EtcDir, Log: options.Log, DeleteNode: s.api.deleteNode,
 	}
 }

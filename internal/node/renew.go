@@ -21,7 +21,7 @@ const renewEvery = 20 * time.Second
 
 // renewCertificates keeps the node's certificates young, and what they say as
 // cluster.yaml has it, until ctx ends. A server signs for itself, whatever the
-// others do; a worker asks one. Nothing is restarted: every program reads its
+// others do; any other node asks one. Nothing is restarted: every program reads its
 // files again.
 func (a *Agent) renewCertificates(ctx context.Context) {
 	tick := time.NewTicker(renewEvery)
@@ -49,7 +49,7 @@ func (a *Agent) renewCertificates(ctx context.Context) {
 // come back by itself: its components start with new ones.
 func (a *Agent) renewAtStart() {
 	if a.server == nil {
-		return // a worker has to ask a server, which needs a certificate that counts
+		return // it has to ask a server, which needs a certificate that counts
 	}
 	names, err := a.renewOnce(context.Background()) // asks nobody
 	if err != nil {
@@ -84,7 +84,7 @@ func (a *Agent) renewOnce(ctx context.Context) ([]string, error) {
 func (a *Agent) renewed(ctx context.Context, have map[string][]byte) ([]pki.File, error) {
 	spec := a.spec.Load()
 	if a.server == nil {
-		return membership.RenewWorker(ctx, a.agents, spec, a.machine.Node, have)
+		return membership.AskRenewal(ctx, a.agents, spec, a.machine.Node, have)
 	}
 	set, err := membership.Keys(component.EtcDir)
 	if err != nil {

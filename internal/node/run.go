@@ -26,10 +26,10 @@ var errRemoved = errors.New("the cluster has removed this node")
 // touch, and replaces the others in their order.
 var errReread = errors.New("the files of this node have changed")
 
-// startOverError ends the run of a server that gets a new member.
+// startOverError ends the run of a node that gets a new member.
 type startOverError component.InitialCluster
 
-func (startOverError) Error() string { return "this server gets a new etcd member" }
+func (startOverError) Error() string { return "this node gets a new etcd member" }
 
 // Run runs the node that this machine is. A machine that is none waits until
 // `kuorum join` or a lab makes it one; one that the cluster removes stops its
@@ -52,7 +52,7 @@ func Run(ctx context.Context, options Options) error {
 		}
 		err = a.Run(ctx)
 		if initial, ok := errors.AsType[startOverError](err); ok {
-			options.Log.Warn("this server gets a new etcd member: the data of the old one is put away", "in", component.VarDir+"/left")
+			options.Log.Warn("this node gets a new etcd member: the data of the old one is put away", "in", component.VarDir+"/left")
 			if err := membership.StartOver(component.EtcDir, component.VarDir, component.InitialCluster(initial)); err != nil {
 				return err
 			}

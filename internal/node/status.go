@@ -2,9 +2,6 @@ package node
 
 import (
 	"context"
-	"crypto/tls"
-	"errors"
-	"fmt"
 	"io/fs"
 	"os"
 	"path/filepath"
@@ -13,13 +10,9 @@ import (
 	"sync"
 	"time"
 
-	"kuorum/internal/agent"
 	"kuorum/internal/cluster"
 	"kuorum/internal/component"
-	"kuorum/internal/etcd"
 	"kuorum/internal/host"
-	"kuorum/internal/kubeapi"
-	"kuorum/internal/membership"
 	"kuorum/internal/pki"
 	"kuorum/internal/supervise"
 )
@@ -44,8 +37,10 @@ func (a *Agent) Status(ctx context.Context) cluster.NodeStatus {
 	var all sync.WaitGroup
 	var states []supervise.State
 	all.Go(func() { states = a.supervisor.Probe(ctx) })
+	if a.member != nil {
+		all.Go(func() { s.Etcd = a.member.status(ctx) })
+	}
 	if a.server != nil {
-		all.Go(func() { s.Etcd = a.etcdStatus(ctx) })
 		all.Go(func() { s.Leaders = a.server.leaders(ctx) })
 	}
 	all.Wait()
@@ -56,72 +51,11 @@ func (a *Agent) Status(ctx context.Context) cluster.NodeStatus {
 			Restarts: c.Restarts, LastExit: c.LastExit, Message: c.Message,
 		})
 	}
+	if stale := a.stale.Load(); stale != nil {
+		s.Stale = *stale
+	}
 	s.Time = time.Now().UTC() // last: it is compared with when the answer came
 	return s
-}
-
-// server is what only a server's agent asks: its own etcd member and its own
-// API server, so that the answer does not depend on other machines.
-type server struct {
-	etcd    *etcd.Client
-	metrics *etcd.MetricsWatch
-	api     apiClient
-
-	address string // the node's own
-	members *membership.Service
-}
-
-func newServer(m component.Machine, options Options, agents *agent.Client) (*server, error) {
-	config, err := etcdTLS(filepath.Join(component.EtcDir, "pki/etcd"))
-	if err != nil {
-		return nil, fmt.Errorf("cannot talk to etcd: %w", err)
-	}
-	client, err := etcd.Dial(etcd.Config{Endpoints: []string{component.EtcdClient}, TLS: config})
-	if err != nil {
-		return nil, err
-	}
-	api, err := kubeapi.New(filepath.Join(component.EtcDir, "agent.conf"), askAPI)
-	if err != nil {
-		return nil, errors.Join(err, client.Close())
-	}
-	s := &server{etcd: client, metrics: etcd.WatchMetrics(component.EtcdMetrics + "/metrics"), api: apiClient{api}, address: m.Node.Address}
-	s.members = newMembership(m, options, s, agents)
-	return s, nil
-}
-
-// etcdTLS reads the client certificate again for each connection, so that a
-// renewed one is used without a restart.
-func etcdTLS(dir string) (*tls.Config, error) {
-	var files [3][]byte
-	paths := []string{filepath.Join(dir, "ca.crt"), filepath.Join(dir, "agent-client.crt"), filepath.Join(dir, "agent-client.key")}
-	for i, path := range paths {
-		data, err := os.ReadFile(path)
-		if err != nil {
-			return nil, err
-		}
-		files[i] = data
-	}
-	config, err := pki.EtcdClientTLS(files[0], pki.Pair{Cert: files[1], Key: files[2]})
-	if err != nil {
-		return nil, err
-	}
-	membership.Reread(config, paths[1], paths[2])
-	return config, nil
-}
-
-func (a *Agent) etcdStatus(ctx context.Context) *cluster.EtcdStatus {
-	s := a.server
-	var status cluster.EtcdStatus
-	var recent etcd.Recent
-	var both sync.WaitGroup
-	both.Go(func() { status = s.etcd.Status(ctx) })
-	both.Go(func() { recent = s.metrics.Recent(ctx) })
-	both.Wait()
-	status.Heartbeat, status.ElectionTimeout = a.machine.Spec.Spec.Etcd.Heartbeat, a.machine.Spec.Spec.Etcd.ElectionTimeout
-	if status.Error == "" {
-		status.FsyncP99, status.PeerRTT = cluster.Duration(recent.FsyncP99), cluster.Duration(recent.PeerRTT)
-	}
-	return &status
 }
 
 // leaders are upstream's elections as the API server has them in its cache,
