@@ -10,6 +10,7 @@ import (
 type scene struct {
 	name             string
 	servers, workers int // 0 servers mean 3
+	etcd             int // nodes of etcd's own
 	change           func(w *world)
 	state            cluster.State
 	want             []string // as codes writes them
@@ -23,7 +24,7 @@ func scenes() []scene {
 		{name: "four servers", servers: 4, change: func(*world) {}, state: cluster.StateHealthy, want: []string{"info etcd-even"}},
 	}
 	for _, list := range [][]scene{
-		lossScenes(), partitionScenes(), memberScenes(), componentScenes(), spaceScenes(), diskScenes(), clockScenes(), otherScenes(),
+		lossScenes(), partitionScenes(), memberScenes(), componentScenes(), spaceScenes(), diskScenes(), clockScenes(), otherScenes(), apartScenes(),
 	} {
 		all = append(all, list...)
 	}

@@ -29,4 +29,5 @@ const (
 	codeCertificateExpired  = "certificate-expired"
 	codeNoLeaseHolder       = "no-lease-holder"
 	codeVersionDiffers      = "version-differs"
+	codeRestartDue          = "restart-due"
 )

@@ -28,8 +28,8 @@ const (
 	writes = "writes"
 )
 
-// needs lists what a component cannot work without, on its own node. While one
-// of those is down, it is the cause.
+// needs lists what a component cannot work without, on its own node but for
+// etcd, which may be elsewhere. While one of those is down, it is the cause.
 func needs(name string) []string {
 	switch name {
 	case apiserver:
@@ -79,6 +79,28 @@ func componentFinding(r cluster.NodeReport, c cluster.ComponentStatus) cluster.F
 		f.What = fmt.Sprintf("%s of %s keeps ending: %s", c.Name, r.Name, plural(c.Restarts, "restart"))
 	}
 	return f
+}
+
+// stale is what runs as an earlier cluster.yaml had it, on all nodes at once: a
+// single cure is asked for.
+func (v *view) stale() []cluster.Finding {
+	var nodes, what []string
+	for _, r := range v.answering() {
+		if len(r.Status.Stale) > 0 {
+			nodes = append(nodes, r.Name)
+			what = append(what, strings.Join(r.Status.Stale, " and ")+" of "+r.Name)
+		}
+	}
+	if len(nodes) == 0 {
+		return nil
+	}
+	return []cluster.Finding{{
+		Code:     codeRestartDue,
+		Severity: cluster.SeverityInfo,
+		What:     "cluster.yaml has changed, and does not count everywhere yet: " + strings.Join(nodes, ", "),
+		Why:      strings.Join(what, ", ") + ": such a change needs a restart, of one node after the other",
+		Do:       "kuorum lab reboot " + nodes[0],
+	}}
 }
 
 // exits is why a component is not ready, and how it ended last.
@@ -132,6 +154,9 @@ func (v *view) down(r cluster.NodeReport, need string) bool {
 	case writes:
 		return !v.writable()
 	case etcd:
+		if !v.hasMember(r) { // it is on other machines
+			return !v.sum.Holds() || len(v.alarmed(alarmCorrupt)) > 0
+		}
 		if v.nodeFault(r) != faultNone || len(v.alarmed(alarmCorrupt)) > 0 {
 			return true
 		}

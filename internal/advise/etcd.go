@@ -196,7 +196,7 @@ func (v *view) lag(m member) uint64 {
 	return v.best.AppliedIndex - min(m.status.AppliedIndex, v.best.AppliedIndex)
 }
 
-// notMembers are servers that run, or should run, a member which is in no list.
+// notMembers are nodes that run, or should run, a member which is in no list.
 func (v *view) notMembers() []cluster.Finding {
 	if v.best == nil {
 		return nil
@@ -208,7 +208,7 @@ func (v *view) notMembers() []cluster.Finding {
 	var all []cluster.Finding
 	for _, r := range v.answering() {
 		n, known := v.spec.Node(r.Name)
-		if !known || n.Role != cluster.RoleServer && r.Status.Etcd == nil || v.nodeFault(r) != faultNotMember {
+		if !known || !v.spec.HasMember(n) && r.Status.Etcd == nil || v.nodeFault(r) != faultNotMember {
 			continue
 		}
 		why := "the member list has only " + strings.Join(names, ", ")
@@ -221,7 +221,7 @@ func (v *view) notMembers() []cluster.Finding {
 			Code:     codeEtcdNotAMember,
 			Severity: cluster.SeverityWarning,
 			Node:     r.Name,
-			What:     fmt.Sprintf("%s is a server, and its etcd is no member", r.Name),
+			What:     fmt.Sprintf("%s is %s, and its etcd is no member", r.Name, n.Role.Noun()),
 			Why:      why,
 			Do:       "kuorum etcd rebuild " + r.Name,
 		})

@@ -29,7 +29,13 @@ type world struct {
 // wellWorld has servers cp1... that follow cp1, and workers w1... .
 func wellWorld(t *testing.T, servers, workers int) *world {
 	t.Helper()
-	spec, err := cluster.New("test", servers, workers)
+	return wellWorldApart(t, 0, servers, workers)
+}
+
+// wellWorldApart has etcd nodes e1... too, if any, that follow e1.
+func wellWorldApart(t *testing.T, etcdNodes, servers, workers int) *world {
+	t.Helper()
+	spec, err := cluster.NewApart("test", etcdNodes, servers, workers)
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -47,9 +53,15 @@ func wellNode(spec *cluster.Spec, n cluster.Node) *cluster.NodeStatus {
 		Certificates: []cluster.CertificateStatus{{File: "pki/agent.crt", From: noon().Add(-100 * day), Until: noon().Add(265 * day)}},
 	}
 	names := []string{"containerd", "endpoint", "kubelet", "flannel", "kube-proxy", "coredns"}
-	if n.Role == cluster.RoleServer {
-		names = append([]string{"etcd", "kube-apiserver", "kube-controller-manager", "kube-scheduler"}, names...)
+	if n.Role == cluster.RoleEtcd {
+		names = nil
+	}
+	if spec.HasMember(n) {
+		names = append(names, "etcd")
 		s.Etcd = wellMember(spec, n)
+	}
+	if n.Role == cluster.RoleServer {
+		names = append(names, "kube-apiserver", "kube-controller-manager", "kube-scheduler")
 		for _, name := range []string{"kube-scheduler", "kube-controller-manager"} {
 			s.Leaders = append(s.Leaders, cluster.LeaseStatus{
 				Name: name, Holder: "cp2", Renewed: noon().Add(-2 * time.Second), Lasts: cluster.Duration(15 * time.Second),
@@ -64,10 +76,10 @@ func wellNode(spec *cluster.Spec, n cluster.Node) *cluster.NodeStatus {
 
 func wellMember(spec *cluster.Spec, n cluster.Node) *cluster.EtcdStatus {
 	s := &cluster.EtcdStatus{
-		ID: idOf(n.Name), Leader: idOf("cp1"), Version: "3.6.0", Term: 5, RaftIndex: 100_000, AppliedIndex: 100_000,
+		ID: idOf(n.Name), Leader: idOf(spec.EtcdNodes()[0].Name), Version: "3.6.0", Term: 5, RaftIndex: 100_000, AppliedIndex: 100_000,
 		DBBytes: 20 * mib, DBUsedBytes: 15 * mib, QuotaBytes: 2 * gib, FsyncP99: cluster.Duration(4 * time.Millisecond),
 	}
-	for _, server := range spec.Servers() {
+	for _, server := range spec.EtcdNodes() {
 		s.Members = append(s.Members, memberOn(server))
 	}
 	return s

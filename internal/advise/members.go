@@ -14,7 +14,7 @@ type Etcd struct {
 	State    cluster.State       `json:"state"` // of etcd alone
 	Quorum   cluster.QuorumSum   `json:"quorum"`
 	Leader   string              `json:"leader,omitempty"` // a member's Label
-	Members  []Member            `json:"members"`          // in the spec's order; its servers when no member answers
+	Members  []Member            `json:"members"`          // in the spec's order; its etcd nodes when no member answers
 	Alarms   []cluster.EtcdAlarm `json:"alarms,omitempty"`
 	Findings []cluster.Finding   `json:"findings"` // those about etcd
 	Known    bool                `json:"-"`        // some member told its list

@@ -23,8 +23,8 @@ const (
 	filesNamed      = 3
 )
 
-// unreachable is the nodes whose agents do not answer. A server is critical
-// when there is no quorum: it may be the one that is missing.
+// unreachable is the nodes whose agents do not answer. One with an etcd member is
+// critical when there is no quorum: it may be the one that is missing.
 func (v *view) unreachable() []cluster.Finding {
 	var all []cluster.Finding
 	for _, r := range v.nodes {
@@ -32,7 +32,7 @@ func (v *view) unreachable() []cluster.Finding {
 			continue
 		}
 		severity := cluster.SeverityWarning
-		if v.roleOf(r) == cluster.RoleServer && !v.sum.Holds() {
+		if v.hasMember(r) && !v.sum.Holds() {
 			severity = cluster.SeverityCritical
 		}
 		all = append(all, cluster.Finding{
@@ -47,9 +47,10 @@ func (v *view) unreachable() []cluster.Finding {
 	return all
 }
 
-func (v *view) roleOf(r cluster.NodeReport) cluster.Role {
+// hasMember tells whether a node runs, or should run, a member of etcd.
+func (v *view) hasMember(r cluster.NodeReport) bool {
 	n, _ := v.spec.Node(r.Name)
-	return cmp.Or(n.Role, r.Role)
+	return v.spec.HasMember(cluster.Node{Role: cmp.Or(n.Role, r.Role)})
 }
 
 // silence is why a node's agent does not answer.

@@ -106,17 +106,20 @@ func (v *view) regain() string {
 // reserve is what to know of a number of voters that holds, and is worse than
 // it could be.
 func (v *view) reserve() []cluster.Finding {
-	n := v.sum.Voters
+	n, noun := v.sum.Voters, "server"
+	if v.spec.EtcdApart() {
+		noun = "etcd node"
+	}
 	switch {
 	case !v.sum.Holds():
 		return nil
-	case n == 1 && len(v.spec.Servers()) == 1:
+	case n == 1 && len(v.spec.EtcdNodes()) == 1:
 		return []cluster.Finding{{
 			Code:     codeEtcdSingle,
 			Severity: cluster.SeverityInfo,
-			What:     "one server survives no failure",
+			What:     "one " + noun + " survives no failure",
 			Why:      "1 voter, quorum 1, may lose 0; 3 voters may lose 1",
-			Do:       "Keep backups, or make a cluster of 3 servers.",
+			Do:       "Keep backups, or make a cluster of 3 " + noun + "s.",
 		}}
 	case n%2 == 0:
 		return []cluster.Finding{{
@@ -125,7 +128,7 @@ func (v *view) reserve() []cluster.Finding {
 			What:     fmt.Sprintf("%d voters survive no more failures than %d", n, n-1),
 			Why: fmt.Sprintf("%d voters: quorum %d, may lose %d; %s: quorum %d, may lose %d", n,
 				cluster.Quorum(n), cluster.MayLose(n), plural(n-1, "voter"), cluster.Quorum(n-1), cluster.MayLose(n-1)),
-			Do: fmt.Sprintf("Have an odd number of servers: %d or %d.", n-1, n+1),
+			Do: fmt.Sprintf("Have an odd number of %ss: %d or %d.", noun, n-1, n+1),
 		}}
 	}
 	return nil

@@ -131,7 +131,7 @@ func count(findings []cluster.Finding, code string) int {
 func randomWorld(t *testing.T, seed uint64) *world {
 	t.Helper()
 	r := rand.New(rand.NewPCG(seed, 0))
-	w := wellWorld(t, 1+r.IntN(5), r.IntN(3))
+	w := wellWorldApart(t, []int{0, 0, 3}[r.IntN(3)], 1+r.IntN(5), r.IntN(3))
 	for range r.IntN(9) {
 		report := &w.reports[r.IntN(len(w.reports))]
 		if report.Status == nil {

@@ -41,7 +41,7 @@ type view struct {
 	// best is the member whose word counts, see newView; nil when none
 	// answers.
 	best    *cluster.EtcdStatus
-	members []member // of best's list, or the spec's servers without one
+	members []member // of best's list, or the spec's etcd nodes without one
 	sum     cluster.QuorumSum
 }
 
@@ -106,7 +106,7 @@ func (v *view) findings() []cluster.Finding {
 	all := []cluster.Finding{}
 	for _, look := range []func() []cluster.Finding{
 		v.quorum, v.reserve, v.memberFaults, v.notMembers, v.timers, v.space, v.alarms,
-		v.unreachable, v.components, v.leaseHolders, v.clocks, v.versions,
+		v.unreachable, v.components, v.leaseHolders, v.clocks, v.versions, v.stale,
 	} {
 		all = append(all, look()...)
 	}

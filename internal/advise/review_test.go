@@ -13,7 +13,7 @@ import (
 
 func (s scene) play(t *testing.T) cluster.Status {
 	t.Helper()
-	w := wellWorld(t, cmp.Or(s.servers, 3), s.workers)
+	w := wellWorldApart(t, s.etcd, cmp.Or(s.servers, 3), s.workers)
 	s.change(w)
 	return w.review()
 }
@@ -47,6 +47,11 @@ func TestWords(t *testing.T) {
 	}
 	for scene, want := range map[string]string{
 		"two of three servers lost":                "0 of 3 voters, 2 needed; missing: cp1, cp2, cp3 | cp1 does not answer: no route to host; cp2 does not answer: no route to host; cp3 knows no leader | kuorum lab start --wait=false cp1; kuorum lab start --wait=false cp2",
+		"two etcd nodes and a server lost":         "missing: e1, e2, e3 | e1 does not answer: no route to host; e2 does not answer: no route to host; e3 knows no leader | kuorum lab start --wait=false e1",
+		"an etcd node alone":                       "one etcd node survives no failure",
+		"four etcd nodes":                          "Have an odd number of etcd nodes: 3 or 5.",
+		"an etcd node that is no member":           "e3 is an etcd node, and its etcd is no member",
+		"API servers with an old list":             "does not count everywhere yet: cp1, cp2 | kube-apiserver of cp1, kube-apiserver of cp2: such a change needs a restart, of one node after the other | kuorum lab reboot cp1",
 		"the last of three restarted alone":        "cp3 runs no etcd that answers: connection refused; its process is starting",
 		"etcd of two servers keeps ending":         "etcd of cp1 keeps ending: 12 restarts | exit status 1; starts again after 10s | kuorum logs cp1 etcd",
 		"an old leader cut off still names itself": "follows cp1 in term 5, others cp2 in term 6",

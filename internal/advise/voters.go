@@ -10,7 +10,7 @@ import (
 
 // Voters lists the etcd members that vote, in the spec's order, and whether
 // each takes part in the quorum now. Without any member that answers, the
-// spec's servers stand for them, none of them healthy. reports are as for
+// spec's etcd nodes stand for them, none of them healthy. reports are as for
 // Review.
 func Voters(spec *cluster.Spec, reports []cluster.NodeReport) []cluster.Voter {
 	v := &view{spec: spec, nodes: ordered(spec, reports)}
@@ -72,7 +72,7 @@ func etcdOf(r cluster.NodeReport) *cluster.EtcdStatus {
 func (v *view) listMembers() []member {
 	var list []member
 	if v.best == nil {
-		for _, n := range v.spec.Servers() {
+		for _, n := range v.spec.EtcdNodes() {
 			list = append(list, member{EtcdMember: cluster.EtcdMember{Name: n.Name}, name: n.Name, node: n.Name})
 		}
 		return list

@@ -68,6 +68,14 @@ const (
 // Roles lists them all.
 func Roles() []Role { return []Role{RoleServer, RoleWorker, RoleEtcd} }
 
+// Noun is what a node of that role is called in a sentence: "a server".
+func (r Role) Noun() string {
+	if r == RoleEtcd {
+		return "an etcd node"
+	}
+	return "a " + string(r)
+}
+
 // Node is one machine.
 type Node struct {
 	// Name is a DNS label of at most 40 characters and also the host name.

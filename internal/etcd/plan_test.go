@@ -137,3 +137,33 @@ func TestCatchUp(t *testing.T) {
 		}
 	}
 }
+
+// TestNewest: the word of a voter with a leader counts most, in the newest term,
+// and of these the leader's.
+func TestNewest(t *testing.T) {
+	of := func(id, leader string, term uint64) cluster.EtcdStatus {
+		return cluster.EtcdStatus{ID: id, Leader: leader, Term: term}
+	}
+	silent, learner := cluster.EtcdStatus{Error: "x"}, of("l", "a", 9)
+	learner.Learner = true
+	for _, test := range []struct {
+		name     string
+		statuses []cluster.EtcdStatus
+		want     cluster.EtcdStatus
+	}{
+		{"the leader", []cluster.EtcdStatus{of("b", "a", 3), of("a", "a", 3), of("c", "a", 3)}, of("a", "a", 3)},
+		{"a follower", []cluster.EtcdStatus{silent, of("b", "a", 3)}, of("b", "a", 3)},
+		{"an old leader", []cluster.EtcdStatus{of("z", "z", 2), of("b", "a", 3)}, of("b", "a", 3)},
+		{"cut off, in a later term", []cluster.EtcdStatus{of("z", "", 9), of("b", "a", 3)}, of("b", "a", 3)},
+		{"a learner", []cluster.EtcdStatus{learner, of("b", "a", 3)}, of("b", "a", 3)},
+		{"a learner alone", []cluster.EtcdStatus{silent, learner}, learner},
+		{"nobody answers", []cluster.EtcdStatus{silent, silent}, silent},
+	} {
+		if diff := cmp.Diff(test.want, Newest(test.statuses)); diff != "" {
+			t.Errorf("%s (-want +got):\n%s", test.name, diff)
+		}
+	}
+	if Newest(nil).Error == "" {
+		t.Error("nobody was asked, and that is no error")
+	}
+}

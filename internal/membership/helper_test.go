@@ -49,10 +49,16 @@ type world struct {
 // runs, and no agent answers yet.
 func newWorld(t *testing.T, servers int) *world {
 	t.Helper()
+	return newWorldApart(t, 0, servers)
+}
+
+// newWorldApart has etcd nodes too, if any; only the first member runs.
+func newWorldApart(t *testing.T, etcdNodes, servers int) *world {
+	t.Helper()
 	if _, err := os.Stat(etcdBinary); err != nil {
 		t.Fatalf("run make bundle first: %v", err)
 	}
-	spec, err := cluster.New("demo", servers, 1)
+	spec, err := cluster.NewApart("demo", etcdNodes, servers, 1)
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -61,7 +67,7 @@ func newWorld(t *testing.T, servers int) *world {
 		t.Fatal(err)
 	}
 	w.startEtcd(t)
-	client, err := etcd.Dial(etcd.Config{Endpoints: []string{"http://" + spec.Spec.Nodes[0].Address + ":2379"}, Dial: w.dial})
+	client, err := etcd.Dial(etcd.Config{Endpoints: []string{"http://" + spec.EtcdNodes()[0].Address + ":2379"}, Dial: w.dial})
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -75,7 +81,7 @@ func newWorld(t *testing.T, servers int) *world {
 	config, err := pki.ClientTLS(w.set.Agents.Pair().Cert, admin, "")
 	must(t, err)
 	w.service = &Service{
-		Self: "cp1", Register: NewRegister(client), Etcd: client, Agents: agent.NewClient(config, w.dial), Dir: dir,
+		Self: "cp1", Register: NewRegister(client), Etcd: client, Apart: spec.EtcdApart(), Agents: agent.NewClient(config, w.dial), Dir: dir,
 		Log: slog.New(slog.DiscardHandler), DeleteNode: func(_ context.Context, name string) error {
 			w.mu.Lock()
 			defer w.mu.Unlock()
@@ -85,7 +91,7 @@ func newWorld(t *testing.T, servers int) *world {
 	}
 	waitFor(t, "etcd to lead", func() error { return w.service.Register.Seed(within(t), spec) })
 	waitFor(t, "etcd to tell its name", func() error {
-		if s := client.Status(within(t)); len(s.Members) != 1 || s.Members[0].Name != "cp1" {
+		if s := client.Status(within(t)); len(s.Members) != 1 || s.Members[0].Name != spec.EtcdNodes()[0].Name {
 			return fmt.Errorf("status is %+v", s)
 		}
 		return nil
@@ -107,7 +113,7 @@ func (w *world) local(n cluster.Node) string {
 
 func (w *world) startEtcd(t *testing.T) {
 	t.Helper()
-	n := w.spec.Spec.Nodes[0]
+	n := w.spec.EtcdNodes()[0]
 	cmd := exec.CommandContext(context.WithoutCancel(t.Context()), etcdBinary, "--name="+n.Name, "--data-dir="+t.TempDir(),
 		"--listen-client-urls=http://"+w.local(n)+":2379", "--advertise-client-urls="+component.ClientURL(n),
 		"--listen-peer-urls=http://"+w.local(n)+":2380", "--initial-advertise-peer-urls="+component.PeerURL(n),
@@ -145,12 +151,13 @@ func (w *world) lives(t *testing.T, name string, status func(context.Context) cl
 	t.Cleanup(server.Close)
 }
 
-// livesAsLeader starts cp1's agent, which tells of the member that runs.
+// livesAsLeader starts the agent that tells of the member that runs.
 func (w *world) livesAsLeader(t *testing.T) {
 	t.Helper()
-	w.lives(t, "cp1", func(ctx context.Context) cluster.NodeStatus {
+	n := w.spec.EtcdNodes()[0]
+	w.lives(t, n.Name, func(ctx context.Context) cluster.NodeStatus {
 		status := w.service.Etcd.Status(ctx)
-		return cluster.NodeStatus{Name: "cp1", Role: cluster.RoleServer, Etcd: &status, Time: time.Now()}
+		return cluster.NodeStatus{Name: n.Name, Role: n.Role, Etcd: &status, Time: time.Now()}
 	})
 }
 

@@ -117,7 +117,7 @@ func (r Request) node() cluster.Node {
 // checkReplacement refuses to replace a node that lives, or by another kind.
 func (s *Service) checkReplacement(ctx context.Context, known cluster.Node, r Request) error {
 	if known.Role != r.Role {
-		return nameTaken(fmt.Sprintf("%s is a %s of this cluster, not a %s", r.Name, known.Role, r.Role), "", r.Name)
+		return nameTaken(fmt.Sprintf("%s is %s of this cluster, not %s", r.Name, known.Role.Noun(), r.Role.Noun()), "", r.Name)
 	}
 	if report := s.Agents.Report(ctx, known); report.Error == "" {
 		return nameTaken(r.Name+" is a node of this cluster, and it is alive", "its agent answers at "+known.Address, r.Name)

@@ -158,7 +158,7 @@ func (t Token) admits(shown pki.Token, name string, role cluster.Role, now time.
 	case !now.Before(t.Expires):
 		return refusedToken("it expired at " + t.Expires.UTC().Format(time.RFC3339))
 	case role != t.Role:
-		return refusedToken(fmt.Sprintf("it is for a %s, not for a %s", t.Role, role))
+		return refusedToken(fmt.Sprintf("it is for %s, not for %s", t.Role.Noun(), role.Noun()))
 	case t.Spent || t.UsedBy != "" && t.UsedBy != name:
 		return refusedToken("it was used by " + t.UsedBy + ": a token is good for one node")
 	}
