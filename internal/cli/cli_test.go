@@ -275,7 +275,10 @@ func TestPrintMachines(t *testing.T) {
 }
 
 func TestOnlyMachinesThatAreOnAreChosen(t *testing.T) {
-	s := lab.Status{Name: "one", Machines: []lab.MachineStatus{{Name: "cp1", Power: lab.PowerOff}, {Name: "cp2", Power: lab.PowerOn}}}
+	s := lab.Status{Name: "one", Machines: []lab.MachineStatus{
+		{Name: "e1", Role: cluster.RoleEtcd, Power: lab.PowerOn}, // runs no containerd
+		{Name: "cp1", Power: lab.PowerOff}, {Name: "cp2", Power: lab.PowerOn},
+	}}
 	if m, err := someMachine(s); err != nil || m.Name != "cp2" {
 		t.Errorf("got %q, %v", m.Name, err)
 	}

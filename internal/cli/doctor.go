@@ -225,18 +225,39 @@ func (p patient) examineNode(ctx context.Context, fsync doctor.Fsync) ([]doctor.
 	if err != nil {
 		return nil, err
 	}
-	ports := []int{component.PortAPIServer, agent.Port}
-	if p.self.Role == cluster.RoleServer {
-		ports = []int{component.PortEtcdPeer, agent.Port, component.PortAPIServer}
-	}
-	others := slices.DeleteFunc(p.spec.Servers(), func(n cluster.Node) bool { return n.Name == p.self.Name })
-	ways := doctor.MeasureWays(ctx, others, ports)
+	ways, peers := p.measureWays(ctx)
 	etcd := p.spec.Spec.Etcd
 	checks = append(checks, doctor.Network(ways, time.Duration(etcd.Heartbeat)), doctor.Offsets(reports, p.self.Name))
-	if p.self.Role == cluster.RoleServer {
-		checks = append(checks, doctor.Timers(etcd, doctor.LongestRTT(ways), doctor.SlowestFsync(fsync.P99, reports)))
+	if p.spec.HasMember(p.self) {
+		checks = append(checks, doctor.Timers(etcd, doctor.LongestRTT(peers), doctor.SlowestFsync(fsync.P99, reports)))
 	}
 	return checks, nil
+}
+
+// measureWays goes to the servers, and to the etcd nodes where there are some.
+// Those to the peers of the node's own member, if it has one, are returned once
+// more: the first port of each is the one whose delay counts for etcd.
+func (p patient) measureWays(ctx context.Context) (all, peers []doctor.Way) {
+	others := func(nodes []cluster.Node) []cluster.Node {
+		return slices.DeleteFunc(nodes, func(n cluster.Node) bool { return n.Name == p.self.Name })
+	}
+	servers := []int{component.PortAPIServer, agent.Port}
+	switch {
+	case p.self.Role == cluster.RoleEtcd: // it does not use the API
+		servers = []int{agent.Port}
+	case p.spec.HasMember(p.self):
+		servers = []int{component.PortEtcdPeer, agent.Port, component.PortAPIServer}
+	}
+	ways := doctor.MeasureWays(ctx, others(p.spec.Servers()), servers)
+	if !p.spec.EtcdApart() || p.self.Role == cluster.RoleWorker {
+		return ways, ways
+	}
+	port := component.PortEtcdClient
+	if p.self.Role == cluster.RoleEtcd {
+		port = component.PortEtcdPeer
+	}
+	peers = doctor.MeasureWays(ctx, others(p.spec.EtcdNodes()), []int{port})
+	return append(ways, peers...), peers
 }
 
 func (p patient) ports() []doctor.Port {

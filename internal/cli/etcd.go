@@ -4,7 +4,6 @@ import (
 	"context"
 	"fmt"
 	"io"
-	"net"
 	"slices"
 	"strings"
 	"text/tabwriter"
@@ -14,6 +13,7 @@ import (
 
 	"kuorum/internal/advise"
 	"kuorum/internal/cluster"
+	"kuorum/internal/component"
 	"kuorum/internal/etcd"
 	"kuorum/internal/step"
 )
@@ -61,18 +61,12 @@ func (w *etcdWork) run(ctx context.Context, do func(context.Context) error) erro
 	if w.target, err = w.app.target(); err != nil {
 		return err
 	}
-	var endpoints []string
-	for _, n := range w.target.spec.Servers() {
-		endpoints = append(endpoints, etcdEndpoint(n))
-	}
-	if w.client, err = w.target.etcd(endpoints...); err != nil {
+	if w.client, err = w.target.etcd(component.ClientURLs(w.target.spec)...); err != nil {
 		return err
 	}
 	defer w.client.Close() //nolint:errcheck // all has been said by then
 	return do(ctx)
 }
-
-func etcdEndpoint(n cluster.Node) string { return "https://" + net.JoinHostPort(n.Address, "2379") }
 
 // steps runs a procedure, or prints it.
 func (w *etcdWork) steps(ctx context.Context, steps []step.Step, report *progress) error {
@@ -152,7 +146,7 @@ func memberText(m advise.Member) string {
 	return fmt.Sprintf("%s (%s)", m.Label, m.ID)
 }
 
-// completeMembers offers the cluster's servers, but those named already; more
+// completeMembers offers the nodes with a member of etcd, but those named already; more
 // than limit are of no use.
 func (a *app) completeMembers(limit int) cobra.CompletionFunc {
 	return func(_ *cobra.Command, args []string, _ string) ([]string, cobra.ShellCompDirective) {
@@ -164,7 +158,7 @@ func (a *app) completeMembers(limit int) cobra.CompletionFunc {
 			return nil, cobra.ShellCompDirectiveError
 		}
 		var names []string
-		for _, n := range t.spec.Servers() {
+		for _, n := range t.spec.EtcdNodes() {
 			if !slices.Contains(args, n.Name) {
 				names = append(names, n.Name)
 			}

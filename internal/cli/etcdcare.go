@@ -13,6 +13,7 @@ import (
 
 	"kuorum/internal/advise"
 	"kuorum/internal/cluster"
+	"kuorum/internal/component"
 	"kuorum/internal/etcd"
 	"kuorum/internal/step"
 )
@@ -150,7 +151,7 @@ func (w *etcdWork) defragOne(ctx context.Context, m advise.Member) error {
 	if !ok {
 		return fmt.Errorf("cannot defragment %s: no node of cluster.yaml runs it", memberText(m))
 	}
-	client, err := w.target.etcd(etcdEndpoint(n))
+	client, err := w.target.etcd(component.ClientURL(n))
 	if err != nil {
 		return err
 	}

@@ -14,6 +14,7 @@ import (
 
 	"kuorum/internal/advise"
 	"kuorum/internal/cluster"
+	"kuorum/internal/component"
 	"kuorum/internal/etcd"
 )
 
@@ -54,7 +55,7 @@ func startEtcd(t *testing.T, servers int) *realEtcd {
 	}
 	var all []string
 	for _, n := range spec.Servers() {
-		all = append(all, etcdEndpoint(n))
+		all = append(all, component.ClientURL(n))
 	}
 	client, err := dial(all...)
 	if err != nil {
@@ -74,7 +75,7 @@ func startEtcd(t *testing.T, servers int) *realEtcd {
 // reportOf is what the agent of a server would say.
 func reportOf(ctx context.Context, t *testing.T, n cluster.Node) cluster.NodeReport {
 	t.Helper()
-	own, err := etcd.Dial(etcd.Config{Endpoints: []string{strings.Replace(etcdEndpoint(n), "https:", "http:", 1)}})
+	own, err := etcd.Dial(etcd.Config{Endpoints: []string{strings.Replace(component.ClientURL(n), "https:", "http:", 1)}})
 	if err != nil {
 		t.Fatal(err)
 	}

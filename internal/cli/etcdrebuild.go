@@ -22,10 +22,10 @@ func (a *app) etcdRebuild() *cobra.Command {
 	timeout, dryRun := 3*time.Minute, false
 	cmd := &cobra.Command{
 		Use:   "rebuild NODE",
-		Short: "Give a server a new member in place of one that is damaged",
-		Long: `For a server whose etcd has lost its data, or whose data differs from the others'. Its member is removed, and a new
+		Short: "Give a node a new member of etcd in place of one that is damaged",
+		Long: `For a server or etcd node whose etcd has lost its data, or whose data differs from the others'. Its member is removed, and a new
 one joins as a learner, gets all data from the leader and then its vote. The old data is moved to /var/lib/kuorum/left on
-the server, whose components stop for some seconds; its pods go on. All other voters must be well.`,
+the node, whose components stop for some seconds; its pods go on. All other voters must be well.`,
 		Example: `  kuorum etcd rebuild cp3
   kuorum etcd rebuild cp3 --dry-run`,
 		Args:              cobra.ExactArgs(1),
@@ -36,8 +36,8 @@ the server, whose components stop for some seconds; its pods go on. All other vo
 				return err
 			}
 			node, ok := t.spec.Node(args[0])
-			if !ok || node.Role != cluster.RoleServer {
-				return usage("%q is no server of cluster %s", args[0], t.spec.Metadata.Name)
+			if !ok || !t.spec.HasMember(node) {
+				return usage("%q is no node of cluster %s with a member of etcd", args[0], t.spec.Metadata.Name)
 			}
 			steps := []step.Step{
 				{Name: "replace the member of " + node.Name, Do: func(ctx context.Context) error { return rebuild(ctx, t, node) }},

@@ -54,9 +54,10 @@ func (a *app) importImages(ctx context.Context, files []string) error {
 }
 
 func (a *app) importImage(ctx context.Context, l *lab.Lab, status lab.Status, file string) error {
-	said := make([]string, len(status.Machines))
+	machines := withPods(status)
+	said := make([]string, len(machines))
 	group, inner := errgroup.WithContext(ctx)
-	for i, m := range status.Machines {
+	for i, m := range machines {
 		if m.Power != lab.PowerOn {
 			said[i] = "off: not imported there"
 			continue
@@ -70,7 +71,7 @@ func (a *app) importImage(ctx context.Context, l *lab.Lab, status lab.Status, fi
 	if err := group.Wait(); err != nil {
 		return &cluster.Problem{What: "cannot give " + file + " to every machine", Err: err, Do: "kuorum image import " + file}
 	}
-	for i, m := range status.Machines {
+	for i, m := range machines {
 		a.talk("%s: %s\n", m.Name, said[i])
 	}
 	_, err := fmt.Fprintln(a.process.Out, file)

@@ -7,6 +7,7 @@ import (
 	"io/fs"
 	"net"
 	"os"
+	"slices"
 	"syscall"
 	"time"
 
@@ -31,7 +32,8 @@ func (a *app) joinCommand() *cobra.Command {
 		Use:   "join SERVER...",
 		Short: "Make this machine a node of a cluster (kuorum token create prints the whole line)",
 		Long: `Makes this machine a node. Both directions of every way between the machines are tried
-first. A server's etcd joins as a learner, without a vote, and is promoted when it has caught up.
+first. A new etcd, on a server or an etcd node, joins as a learner, without a vote, and is promoted when it has
+caught up.
 If anything fails the cluster is as before: at once, or after 30 s when this machine is gone.
 
 SERVER is the address of a server; with several, the first that answers is asked.`,
@@ -47,7 +49,7 @@ SERVER is the address of a server; with several, the first that answers is asked
 	f.StringVar(&o.joiner.Token, "token", "", "join token (required)")
 	f.StringVar(&o.joiner.Pin, "pin", "", "pin of the cluster's authority (required)")
 	f.StringVar(&o.joiner.Node.Name, "name", "", "the node's name (default: this machine's host name)")
-	f.StringVar(&o.role, "role", string(cluster.RoleServer), "server or worker, as the token says")
+	f.StringVar(&o.role, "role", string(cluster.RoleServer), "server, worker or etcd, as the token says")
 	f.StringVar(&o.joiner.Node.Address, "address", "", "this machine's own address (default: that from which it reaches SERVER)")
 	f.DurationVar(&o.timeout, "timeout", 3*time.Minute, "give up after this long")
 	f.BoolVar(&o.dryRun, "dry-run", false, "print the steps and do nothing")
@@ -63,8 +65,8 @@ SERVER is the address of a server; with several, the first that answers is asked
 func (a *app) join(ctx context.Context, o joinOptions) error {
 	j := o.joiner
 	j.Node.Role = cluster.Role(o.role)
-	if j.Node.Role != cluster.RoleServer && j.Node.Role != cluster.RoleWorker {
-		return usage("unknown role %q: server or worker", o.role)
+	if !slices.Contains(cluster.Roles(), j.Node.Role) {
+		return usage("unknown role %q: server, worker or etcd", o.role)
 	}
 	var err error
 	if j.Node.Name == "" {

@@ -7,6 +7,7 @@ import (
 	"log/slog"
 	"os"
 	"os/signal"
+	"slices"
 	"time"
 
 	"github.com/spf13/cobra"
@@ -225,9 +226,14 @@ func (a *app) logger() *slog.Logger {
 
 var errNoMachine = errors.New("no machine of the lab is on")
 
-// someMachine is the first machine that is on.
+// withPods are the machines that run containerd: all but etcd nodes.
+func withPods(s lab.Status) []lab.MachineStatus {
+	return slices.DeleteFunc(slices.Clone(s.Machines), func(m lab.MachineStatus) bool { return m.Role == cluster.RoleEtcd })
+}
+
+// someMachine is the first machine for pods that is on.
 func someMachine(s lab.Status) (lab.MachineStatus, error) {
-	for _, m := range s.Machines {
+	for _, m := range withPods(s) {
 		if m.Power == lab.PowerOn {
 			return m, nil
 		}

@@ -34,7 +34,8 @@ func (a *app) labAdd() *cobra.Command {
 		Long: `Adds an empty machine to the lab and runs on it what kuorum token create prints, as one
 would on a real one. If it does not join, it is taken away again.`,
 		Example: `  kuorum lab add                    the next server
-  kuorum lab add --role worker w9`,
+  kuorum lab add --role worker w9
+  kuorum lab add --role etcd        where etcd has machines of its own`,
 		Args: cobra.MaximumNArgs(1),
 		RunE: func(cmd *cobra.Command, args []string) error {
 			if len(args) == 1 {
@@ -43,7 +44,7 @@ would on a real one. If it does not join, it is taken away again.`,
 			return n.run(cmd.Context())
 		},
 	}
-	cmd.Flags().StringVar(&n.role, "role", string(cluster.RoleServer), "server or worker")
+	cmd.Flags().StringVar(&n.role, "role", string(cluster.RoleServer), "server, worker or etcd")
 	cmd.Flags().DurationVar(&n.timeout, "timeout", 3*time.Minute, "give up after this long")
 	cmd.Flags().BoolVar(&n.dryRun, "dry-run", false, "print the steps and do nothing")
 	completeRole(cmd)
@@ -80,11 +81,15 @@ func (n *labAddition) run(ctx context.Context) error {
 	return step.Run(ctx, steps, n.app.newProgress())
 }
 
-// nextName is the first of cp1, cp2, ... or w1, w2, ... that is free.
+// nextName is the first of cp1, cp2, ..., w1, w2, ... or e1, e2, ... that is free.
 func nextName(spec *cluster.Spec, role cluster.Role) string {
 	prefix := "cp"
-	if role == cluster.RoleWorker {
+	switch role {
+	case cluster.RoleWorker:
 		prefix = "w"
+	case cluster.RoleEtcd:
+		prefix = "e"
+	case cluster.RoleServer:
 	}
 	for i := 1; ; i++ {
 		name := fmt.Sprintf("%s%d", prefix, i)

@@ -31,6 +31,7 @@ type labSummary struct {
 	Name     string              `json:"name"`
 	Health   string              `json:"health"`
 	Servers  int                 `json:"servers"`
+	Etcd     int                 `json:"etcdNodes,omitempty"` // machines of etcd's own
 	Workers  int                 `json:"workers"`
 	API      string              `json:"api,omitempty"`
 	Machines []lab.MachineStatus `json:"machines,omitempty"`
@@ -97,6 +98,7 @@ func summarize(ctx context.Context, store lab.Store, name string) labSummary {
 		return s
 	}
 	s.Servers, s.Workers, s.API = len(l.Spec.Servers()), len(l.Spec.Workers()), l.Server()
+	s.Etcd = len(l.Spec.Spec.Nodes) - s.Servers - s.Workers
 	if _, ok := l.Running(); !ok {
 		s.Health = healthStopped
 		return s

@@ -23,8 +23,8 @@ import (
 )
 
 func TestNextName(t *testing.T) {
-	spec := &cluster.Spec{Spec: cluster.Body{Nodes: []cluster.Node{{Name: "cp1"}, {Name: "cp3"}, {Name: "w2"}}}}
-	for role, want := range map[cluster.Role]string{cluster.RoleServer: "cp2", cluster.RoleWorker: "w1"} {
+	spec := &cluster.Spec{Spec: cluster.Body{Nodes: []cluster.Node{{Name: "cp1"}, {Name: "cp3"}, {Name: "w2"}, {Name: "e1"}}}}
+	for role, want := range map[cluster.Role]string{cluster.RoleServer: "cp2", cluster.RoleWorker: "w1", cluster.RoleEtcd: "e2"} {
 		if got := nextName(spec, role); got != want {
 			t.Errorf("the next %s is %s", role, got)
 		}

@@ -79,7 +79,7 @@ func dialEtcd(config etcd.Config, files ...string) (*etcd.Client, error) {
 	for _, name := range files {
 		content, err := os.ReadFile(name)
 		if errors.Is(err, fs.ErrNotExist) {
-			return nil, &cluster.Problem{What: "cannot talk to etcd from here: only servers hold its certificates", Err: err, Do: "run it on a server"}
+			return nil, &cluster.Problem{What: "cannot talk to etcd from here: only servers and etcd nodes hold its certificates", Err: err, Do: "run it on a server"}
 		}
 		if err != nil {
 			return nil, fmt.Errorf("cannot talk to etcd: %w", err)

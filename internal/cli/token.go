@@ -54,7 +54,7 @@ also pins the cluster's authority, so that the new machine cannot be led to anot
 			return err
 		},
 	}
-	cmd.Flags().StringVar(&role, "role", string(cluster.RoleServer), "what the node will be: server or worker")
+	cmd.Flags().StringVar(&role, "role", string(cluster.RoleServer), "what the node will be: server, worker or etcd")
 	cmd.Flags().DurationVar(&life, "ttl", membership.DefaultTokenLife, "how long it can be used")
 	outputFlag(cmd, &output)
 	completeRole(cmd)
@@ -62,7 +62,11 @@ also pins the cluster's authority, so that the new machine cannot be led to anot
 }
 
 func completeRole(cmd *cobra.Command) {
-	err := cmd.RegisterFlagCompletionFunc("role", cobra.FixedCompletions([]string{string(cluster.RoleServer), string(cluster.RoleWorker)}, cobra.ShellCompDirectiveNoFileComp))
+	var words []string
+	for _, role := range cluster.Roles() {
+		words = append(words, string(role))
+	}
+	err := cmd.RegisterFlagCompletionFunc("role", cobra.FixedCompletions(words, cobra.ShellCompDirectiveNoFileComp))
 	if err != nil {
 		panic(err) // the flag was defined by the caller
 	}

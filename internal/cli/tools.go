@@ -4,7 +4,6 @@ import (
 	"errors"
 	"fmt"
 	"maps"
-	"net"
 	"os"
 	"path/filepath"
 	"strings"
@@ -86,16 +85,12 @@ func (a *app) etcdctl(l *lab.Lab, args []string) error {
 	if !ok || pid == 0 {
 		return &cluster.Problem{What: fmt.Sprintf("lab %q is not running", l.Name), Do: "kuorum up " + l.Name, Exit: cluster.ExitNoQuorum}
 	}
-	var endpoints []string
-	for _, n := range l.Nodes().Servers() {
-		endpoints = append(endpoints, "https://"+net.JoinHostPort(n.Address, "2379"))
-	}
 	path, err := a.bundled("etcdctl")
 	if err != nil {
 		return err
 	}
 	env := a.environ(map[string]string{
-		"ETCDCTL_ENDPOINTS": strings.Join(endpoints, ","), "ETCDCTL_CACERT": l.Client("etcd-ca.crt"),
+		"ETCDCTL_ENDPOINTS": strings.Join(component.ClientURLs(l.Nodes()), ","), "ETCDCTL_CACERT": l.Client("etcd-ca.crt"),
 		"ETCDCTL_CERT": l.Client("etcd.crt"), "ETCDCTL_KEY": l.Client("etcd.key"),
 	})
 	return host.ExecInNetwork(pid, path, append([]string{"etcdctl"}, args...), env)

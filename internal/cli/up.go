@@ -19,6 +19,7 @@ type upOptions struct {
 	name         string
 	file         string
 	servers      int
+	etcd         int
 	workers      int
 	timeout      time.Duration
 	wait         bool
@@ -37,6 +38,7 @@ it again, and waits until every node is Ready and a pod runs. It may be run at
 any time: what is there already stays, what was interrupted is completed.`,
 		Example: `  kuorum up                          three servers
   kuorum up small --servers 1        one server, in a lab of its own
+  kuorum up apart --etcd 3           three servers, and etcd on three machines of its own
   kuorum up -f cluster.yaml          what the file says (see: kuorum config show)`,
 		Args:              cobra.MaximumNArgs(1),
 		ValidArgsFunction: a.completeLabs,
@@ -48,7 +50,8 @@ any time: what is there already stays, what was interrupted is completed.`,
 		},
 	}
 	flags := cmd.Flags()
-	flags.IntVar(&o.servers, "servers", 3, "machines that run etcd, the control plane and pods")
+	flags.IntVar(&o.servers, "servers", 3, "machines that run the control plane and pods, and etcd without --etcd")
+	flags.IntVar(&o.etcd, "etcd", 0, "machines that run etcd only, in place of the servers")
 	flags.IntVar(&o.workers, "workers", 0, "machines that run pods only")
 	flags.StringVarP(&o.file, "file", "f", "", "cluster.yaml to make (- is stdin)")
 	flags.DurationVar(&o.timeout, "timeout", 5*time.Minute, "give up after this long")
@@ -99,9 +102,9 @@ func (a *app) up(cmd *cobra.Command, o upOptions) error {
 // wanted is the Spec to bring up: the file's, that of the flags, or - with
 // neither - that of the lab of this name as it is.
 func (a *app) wanted(store lab.Store, cmd *cobra.Command, o upOptions) (*cluster.Spec, error) {
-	counted := cmd.Flags().Changed("servers") || cmd.Flags().Changed("workers")
+	counted := cmd.Flags().Changed("servers") || cmd.Flags().Changed("etcd") || cmd.Flags().Changed("workers")
 	if o.file != "" && counted {
-		return nil, usage("the file says how many machines there are: leave out --servers and --workers")
+		return nil, usage("the file says how many machines there are: leave out --servers, --etcd and --workers")
 	}
 	if o.file != "" {
 		return a.readSpec(o.file, o.name)
@@ -121,7 +124,7 @@ func (a *app) wanted(store lab.Store, cmd *cobra.Command, o upOptions) (*cluster
 	if o.servers == 0 {
 		return nil, usage("a cluster needs at least one server: --servers 1")
 	}
-	return cluster.New(name, o.servers, o.workers)
+	return cluster.NewApart(name, o.etcd, o.servers, o.workers)
 }
 
 func (a *app) readSpec(file, name string) (*cluster.Spec, error) {
@@ -158,7 +161,8 @@ func (a *app) printSteps(steps []step.Step) error {
 // welcome says what there is now and what to try.
 func (a *app) welcome(u *lab.Up, took time.Duration) {
 	l := u.Lab()
-	voters := len(l.Spec.Servers())
+	members := l.Spec.EtcdNodes()
+	voters := len(members)
 	a.talk("\ncluster %s is up after %.1f s: %s, quorum %d, may lose %d\n", l.Name, took.Seconds(),
 		count(voters, "voter"), cluster.Quorum(voters), cluster.MayLose(voters))
 	a.talk("API at %s", l.Server())
@@ -167,8 +171,8 @@ func (a *app) welcome(u *lab.Up, took time.Duration) {
 	}
 	a.talk("\n\ntry next:\n  kuorum kubectl get nodes -o wide\n")
 	if cluster.MayLose(voters) > 0 {
-		last := l.Spec.Servers()[voters-1].Name
-		a.talk("  kuorum lab stop --power %s      cut a server's power, then look again\n", last)
+		last := members[voters-1].Name
+		a.talk("  kuorum lab stop --power %s      cut a machine's power, then look again\n", last)
 	}
 	a.talk("  kuorum status\n  kuorum down %s\n", l.Name)
 }

@@ -88,6 +88,10 @@ func TestNeeds(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
+	apart, err := cluster.NewApart("x", 3, 1, 0)
+	if err != nil {
+		t.Fatal(err)
+	}
 	for _, tc := range []struct {
 		name         string
 		need         Need
@@ -98,6 +102,8 @@ func TestNeeds(t *testing.T) {
 		{"a lab that fits", LabNeed(spec), 1750 * mib, 1200 * mib, "", ""},
 		{"a lab without memory", LabNeed(spec), 1750*mib - 1, 1200 * mib, "there is too little free memory for this lab: 4 machines need 1750 MiB, 1749 MiB are available", "kuorum up --servers 1"},
 		{"a lab without disk", LabNeed(spec), 1750 * mib, 0, "there is too little free disk for this lab: 4 machines need 1200 MiB in /var/lib, 0 MiB are free", "KUORUM_STATE="},
+		{"a lab with etcd nodes", LabNeed(apart), 740*mib - 1, 1200 * mib, "there is too little free memory for this lab: 4 machines need 740 MiB, 739 MiB are available", ""},
+		{"one more etcd node", MachineNeed(cluster.RoleEtcd), 80*mib - 1, 300 * mib, "there is too little free memory for one more machine: it needs 80 MiB, 79 MiB are available", ""},
 		{"a running node", RunningNeed("this node"), 100 * mib, 500 * mib, "", ""},
 		{"a running node that evicts", RunningNeed("this node"), 99 * mib, 500 * mib, "there is too little free memory for this node: kubelet evicts pods below that, so there must be 100 MiB, 99 MiB are available", "memory"},
 	} {

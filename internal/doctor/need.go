@@ -7,11 +7,13 @@ import (
 )
 
 // What the machines of a lab take of their host. A server was measured at
-// 330 MB, a worker at 150 MB; the rest is for pods. Disk is for logs, images
+// 330 MB, a worker at 150 MB; the rest is for pods. An etcd node has none: etcd
+// and the agent take about 40 MB, and the rest is for its database. Disk is for logs, images
 // and etcd; the bundle is counted by itself when it is unpacked.
 const (
 	serverMemory = 500 << 20
 	workerMemory = 250 << 20
+	etcdMemory   = 80 << 20
 	machineDisk  = 300 << 20
 )
 
@@ -48,30 +50,40 @@ type Amount struct{ Memory, Disk int64 }
 // LabNeed is what a lab takes that does not run yet.
 func LabNeed(spec *cluster.Spec) Need {
 	machines := len(spec.Spec.Nodes)
-	return Need{
-		For: "this lab", Who: fmt.Sprintf("%d machines need", machines),
-		Free: Amount{
-			Memory: int64(serverMemory*len(spec.Servers()) + workerMemory*len(spec.Workers())),
-			Disk:   int64(machineDisk * machines),
-		},
-		Inotify:  inotifyServer*len(spec.Servers()) + inotifyWorker*len(spec.Workers()),
+	need := Need{
+		For: "this lab", Who: fmt.Sprintf("%d machines need", machines), Free: Amount{Disk: int64(machineDisk * machines)},
 		MemoryDo: "kuorum up --servers 1    (or end something else)",
 		DiskDo:   "free some space there, or use another disk: KUORUM_STATE=/other/disk/kuorum",
+	}
+	for _, n := range spec.Spec.Nodes {
+		memory, inotify := taken(n.Role)
+		need.Free.Memory += memory
+		need.Inotify += inotify
+	}
+	return need
+}
+
+// taken is what a machine of that role takes of its host.
+func taken(role cluster.Role) (memory int64, inotify int) {
+	switch role {
+	case cluster.RoleWorker:
+		return workerMemory, inotifyWorker
+	case cluster.RoleEtcd:
+		return etcdMemory, inotifyEtcd
+	default:
+		return serverMemory, inotifyServer
 	}
 }
 
 // MachineNeed is what one more machine of a lab takes.
 func MachineNeed(role cluster.Role) Need {
-	need := Need{
+	memory, inotify := taken(role)
+	return Need{
 		For: "one more machine", Who: "it needs",
-		Free: Amount{Memory: serverMemory, Disk: machineDisk}, Inotify: inotifyServer,
+		Free: Amount{Memory: memory, Disk: machineDisk}, Inotify: inotify,
 		MemoryDo: "kuorum lab remove a machine, or end something else.",
 		DiskDo:   "free some space there",
 	}
-	if role == cluster.RoleWorker {
-		need.Free.Memory, need.Inotify = workerMemory, inotifyWorker
-	}
-	return need
 }
 
 // Instances of inotify that the programs of a machine hold when they are
@@ -79,6 +91,7 @@ func MachineNeed(role cluster.Role) Need {
 const (
 	inotifyServer = 20
 	inotifyWorker = 10
+	inotifyEtcd   = 2
 )
 
 // ServerNeed is what a machine should have that is to become a server.

@@ -20,6 +20,7 @@ import (
 
 	"kuorum/internal/cluster"
 	"kuorum/internal/component"
+	"kuorum/internal/membership"
 )
 
 func newSpec(t *testing.T, servers, workers int) *cluster.Spec {
@@ -253,6 +254,45 @@ func TestFirstPod(t *testing.T) {
 	}
 	if diff := cmp.Diff(want, pod); diff != "" {
 		t.Errorf("the first pod (-want +got):\n%s", diff)
+	}
+}
+
+// TestMissingEtcdApart: an etcd node is not waited for, it never registers.
+func TestMissingEtcdApart(t *testing.T) {
+	spec, err := cluster.NewApart("one", 3, 1, 0)
+	if err != nil {
+		t.Fatal(err)
+	}
+	if err := missing(spec, asNodeList(t, []corev1.Node{node("cp1", corev1.ConditionTrue, "")})); err != nil {
+		t.Error(err)
+	}
+	if err := missing(spec, nodeList{}); err == nil || err.Error() != "cp1 has not registered" {
+		t.Errorf("got %v", err)
+	}
+}
+
+// TestCreateEtcdApart: an etcd machine's disk has its own keys, the first list
+// of members, and nothing of Kubernetes.
+func TestCreateEtcdApart(t *testing.T) {
+	spec, err := cluster.NewApart("apart", 1, 1, 0)
+	if err != nil {
+		t.Fatal(err)
+	}
+	l, err := (Store{Root: t.TempDir(), Exe: "/bin/true"}).create(spec, 26443, time.Now())
+	if err != nil {
+		t.Fatal(err)
+	}
+	for path, want := range map[string]bool{
+		"e1/etc/kuorum/pki/etcd/peer.key": true, "e1/etc/kuorum/pki/ca.crt": false, "e1/etc/kuorum/pki/etcd/ca.key": false,
+		"e1/etc/kuorum/kubelet.conf": false, "cp1/etc/kuorum/pki/etcd/peer.key": false, "cp1/etc/kuorum/pki/etcd/ca.key": true,
+	} {
+		if _, err := os.Stat(l.path("machines", path)); (err == nil) != want {
+			t.Errorf("%s: %v", path, err)
+		}
+	}
+	disk, err := membership.Read(l.path("machines/e1/etc/kuorum"))
+	if err != nil || disk.Name != "e1" || disk.Initial.Members != "e1=https://198.18.0.51:2380" {
+		t.Errorf("got %+v, %v", disk, err)
 	}
 }
 

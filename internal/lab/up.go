@@ -53,7 +53,7 @@ func (u *Up) Steps() []step.Step {
 	if u.Wait {
 		steps = append(steps,
 			step.Step{Name: "wait for the API", Do: u.waitAPI},
-			step.Step{Name: fmt.Sprintf("wait for %d nodes to be Ready", len(u.Spec.Spec.Nodes)), Do: u.waitNodes},
+			step.Step{Name: fmt.Sprintf("wait for %d nodes to be Ready", len(u.Spec.KubernetesNodes())), Do: u.waitNodes},
 			step.Step{Name: "run a first pod", Do: u.waitPod},
 		)
 	}

@@ -56,7 +56,7 @@ func (u *Up) waitNodes(ctx context.Context) error {
 	}))
 }
 
-// missing is nil when every node of spec is Ready, else the names and reasons
+// missing is nil when every node of spec that is one of Kubernetes is Ready, else the names and reasons
 // of those that are not.
 func missing(spec *cluster.Spec, nodes nodeList) error {
 	reasons := map[string]string{}
@@ -70,7 +70,7 @@ func missing(spec *cluster.Spec, nodes nodeList) error {
 		}
 	}
 	var errs []error
-	for _, n := range spec.Spec.Nodes {
+	for _, n := range spec.KubernetesNodes() {
 		switch reason, ok := reasons[n.Name]; {
 		case !ok:
 			errs = append(errs, fmt.Errorf("%s has not registered", n.Name))
