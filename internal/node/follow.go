@@ -4,6 +4,7 @@ import (
 	"bytes"
 	"context"
 	"errors"
+	"slices"
 	"time"
 
 	"kuorum/internal/agent"
@@ -142,12 +143,12 @@ func (a *Agent) adopt(spec *cluster.Spec) {
 	}
 	machine := a.machine
 	machine.Spec = spec
+	wanted := component.For(machine)
+	stale := outdated(a.components, wanted)
 	var errs []error
-	var stale []string
-	for i, c := range component.For(machine) {
-		if c.Digest() != a.components[i].Digest() {
+	for _, c := range wanted {
+		if slices.Contains(stale, c.Name) {
 			a.options.Log.Warn("the change needs a restart of the agent", "component", c.Name)
-			stale = append(stale, c.Name)
 			continue
 		}
 		errs = append(errs, writeFiles(c))
@@ -164,6 +165,21 @@ func (a *Agent) adopt(spec *cluster.Spec) {
 	default: // one waits already
 	}
 	a.options.Log.Info("cluster.yaml has changed", "nodes", len(spec.Spec.Nodes), "servers", len(spec.Servers()))
+}
+
+// outdated names the components that would be restarted.
+func outdated(running, wanted []component.Component) []string {
+	digests := map[string]string{}
+	for _, c := range running {
+		digests[c.Name] = c.Digest()
+	}
+	var names []string
+	for _, c := range wanted {
+		if c.Digest() != digests[c.Name] {
+			names = append(names, c.Name)
+		}
+	}
+	return names
 }
 
 func same(a, b *cluster.Spec) bool {
