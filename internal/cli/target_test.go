@@ -3,10 +3,13 @@ package cli
 import (
 	"os"
 	"path/filepath"
+	"strings"
 	"testing"
 	"time"
 
 	"kuorum/internal/cluster"
+	"kuorum/internal/component"
+	"kuorum/internal/membership"
 	"kuorum/internal/pki"
 )
 
@@ -53,6 +56,27 @@ func TestNodeTarget(t *testing.T) {
 		}
 		if err := os.Rename(path+".away", path); err != nil {
 			t.Fatal(err)
+		}
+	}
+}
+
+// TestOwnEtcd: etcdctl on a node asks its own member, or all where it has none.
+func TestOwnEtcd(t *testing.T) {
+	spec, err := cluster.NewApart("demo", 2, 1, 0)
+	if err != nil {
+		t.Fatal(err)
+	}
+	for name, want := range map[string]string{
+		"e2": component.EtcdClient, "cp1": "https://198.18.0.51:2379 https://198.18.0.52:2379", "": component.EtcdClient,
+	} {
+		dir := t.TempDir()
+		if name != "" {
+			if err := (membership.Disk{Spec: spec, Name: name}).Write(dir); err != nil {
+				t.Fatal(err)
+			}
+		}
+		if got := strings.Join(ownEtcd(dir), " "); got != want {
+			t.Errorf("%q asks %s, want %s", name, got, want)
 		}
 	}
 }

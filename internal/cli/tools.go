@@ -15,6 +15,7 @@ import (
 	"kuorum/internal/component"
 	"kuorum/internal/host"
 	"kuorum/internal/lab"
+	"kuorum/internal/membership"
 )
 
 func (a *app) toolCommand(name string) *cobra.Command {
@@ -49,13 +50,24 @@ func (a *app) toolOnMachine(name string, args []string) error {
 	env := map[string]map[string]string{
 		"kubectl": {"KUBECONFIG": etc("admin.conf")},
 		"etcdctl": {
-			"ETCDCTL_ENDPOINTS": "https://127.0.0.1:2379", "ETCDCTL_CACERT": etc("pki/etcd/ca.crt"),
+			"ETCDCTL_ENDPOINTS": strings.Join(ownEtcd(component.EtcDir), ","), "ETCDCTL_CACERT": etc("pki/etcd/ca.crt"),
 			"ETCDCTL_CERT": etc("pki/etcd/agent-client.crt"), "ETCDCTL_KEY": etc("pki/etcd/agent-client.key"),
 		},
 		"ctr": {"CONTAINERD_ADDRESS": component.ContainerdSocket, "CONTAINERD_NAMESPACE": "k8s.io"},
 	}[name]
 	path := filepath.Join(component.BundleLink, "bin", name)
 	return become(path, append([]string{path}, args...), a.environ(env))
+}
+
+// ownEtcd is where the node whose files are below dir finds etcd. On a machine
+// that is none the tool says itself that nobody answers.
+func ownEtcd(dir string) []string {
+	disk, err := membership.Read(dir)
+	if err != nil {
+		return []string{component.EtcdClient}
+	}
+	node, _ := disk.Spec.Node(disk.Name)
+	return component.EtcdEndpoints(disk.Spec, node)
 }
 
 func (a *app) tool(cmd *cobra.Command, name string, args []string) error {
