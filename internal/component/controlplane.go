@@ -12,8 +12,9 @@ import (
 // apiserver talks to its own machine's etcd only, as kubeadm's stacked
 // topology does: when that member is gone, so is this API server's readiness,
 // and the balancers go to another. Where etcd is on other machines it talks to
-// all members, and starts at once: it waits for them itself. It stays out of
-// the balancer's way with a port of its own, since 6443 is that one's.
+// all members, and starts at once: it waits for them itself, 20 s at a time. It
+// stays out of the balancer's way with a port of its own, since 6443 is that
+// one's.
 func apiserver(m Machine) Component {
 	s := m.Spec
 	var after []string

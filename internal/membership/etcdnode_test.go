@@ -103,10 +103,8 @@ func TestNoKeysForEtcdNodes(t *testing.T) {
 	}
 
 	stacked := newWorld(t, 1)
-	stacked.livesAsLeader(t)
-	r, _ = stacked.asks(t, cluster.RoleEtcd, "e1", "198.18.0.51")
-	_, err = stacked.service.Join(within(t), r)
-	wants(t, err, cluster.ExitRefused, "for the life of a cluster")
+	_, _, err = stacked.service.Register.CreateToken(within(t), cluster.RoleEtcd, time.Hour, time.Now())
+	wants(t, err, cluster.ExitRefused, "its etcd is on the servers, and stays there")
 }
 
 // TestSweepEtcdApart: one of the servers acts, and goes on to; where it has

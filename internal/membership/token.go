@@ -43,6 +43,9 @@ func (r *Register) CreateToken(ctx context.Context, role cluster.Role, life time
 			What: fmt.Sprintf("%q is not a role", role), Do: "name one of server, worker and etcd", Exit: cluster.ExitUsage,
 		}
 	}
+	if err := r.takes(ctx, role); err != nil {
+		return pki.Token{}, Token{}, err
+	}
 	if life < MinTokenLife || life > MaxTokenLife {
 		return pki.Token{}, Token{}, &cluster.Problem{
 			What: fmt.Sprintf("a token cannot live for %v", life), Do: fmt.Sprintf("choose from %v to %v", MinTokenLife, MaxTokenLife), Exit: cluster.ExitUsage,
@@ -64,6 +67,21 @@ func (r *Register) CreateToken(ctx context.Context, role cluster.Role, life time
 	}
 	_, err = r.etcd.Commit(ctx, "write a join token to etcd", etcd.Change{Key: tokenPrefix + token.ID, Value: data, Lease: lease})
 	return secret, token, err
+}
+
+// takes is nil when nodes of that role can join at all.
+func (r *Register) takes(ctx context.Context, role cluster.Role) error {
+	if role != cluster.RoleEtcd {
+		return nil
+	}
+	spec, err := r.Spec(ctx)
+	if err != nil || spec.EtcdApart() {
+		return err
+	}
+	return &cluster.Problem{
+		What: "no etcd node can join cluster " + spec.Metadata.Name,
+		Why:  "its etcd is on the servers, and stays there", Do: "let a server join: kuorum token create", Exit: cluster.ExitRefused,
+	}
 }
 
 // Tokens lists all tokens, those that have expired within a day included, the

@@ -85,8 +85,13 @@ func TestWhoMayCallAnEtcdNode(t *testing.T) {
 		pair *pki.Pair
 		want int
 	}{
-		{"stranger", nil, who}, {"admin", &admin, asks}, {"cp1", pair("cp1"), asks}, {"cp2", gone, no},
-		{"e1", &r.own, asks}, {"e2", pair("e2"), no}, {"w1", pair("w1"), no},
+		{"stranger", nil, who},
+		{"admin", &admin, asks},
+		{"cp1", pair("cp1"), asks},
+		{"cp2", gone, no},
+		{"e1", &r.own, asks},
+		{"e2", pair("e2"), no},
+		{"w1", pair("w1"), no},
 	} {
 		if code, said := r.call(t, caller.pair, http.MethodPost, membership.RebuildPath, nothing{}); code != caller.want {
 			t.Errorf("%s: rebuild answers %d, want %d: %.200s", caller.name, code, caller.want, said)
