@@ -1,7 +1,9 @@
 package etcd
 
 import (
+	"fmt"
 	"net/http"
+	"slices"
 	"strings"
 	"syscall"
 	"testing"
@@ -133,5 +135,40 @@ func TestParseAlarm(t *testing.T) {
 		if diff := cmp.Diff(test.want, got); ok && diff != "" {
 			t.Errorf("%q differs (-want +got):\n%s", test.text, diff)
 		}
+	}
+}
+
+// TestStatusesOfAll: who is on none of the members' machines sees each of them,
+// and goes on when any one of them is gone.
+func TestStatusesOfAll(t *testing.T) {
+	t.Parallel()
+	servers := startCluster(t, 3, "--unsafe-no-fsync")
+	c := dialTo(t, nil, servers...)
+	ctx := within(t, patience)
+	all := c.Statuses(ctx)
+	leader := Newest(all)
+	for i, s := range all {
+		if own := dialTo(t, nil, servers[i]).Status(ctx); s.Error != "" || s.ID != own.ID || s.Leader != leader.ID || s.Members != nil {
+			t.Errorf("m%d: %+v, by itself %+v", i+1, s, own)
+		}
+	}
+	at := slices.IndexFunc(all, func(s cluster.EtcdStatus) bool { return s.ID == leader.ID })
+	if leader.ID == "" || at < 0 {
+		t.Fatalf("nobody leads: %+v", all)
+	}
+	servers[at].kill()
+	var left []cluster.EtcdStatus
+	waitFor(t, "the next leader", func() error {
+		left = c.Statuses(ctx)
+		if next := Newest(left); next.Error != "" || next.Leader == leader.ID || next.Leader != next.ID {
+			return fmt.Errorf("it is %+v", next)
+		}
+		return nil
+	})
+	if left[at].Error == "" || left[at].ID != "" {
+		t.Errorf("a dead member says %+v", left[at])
+	}
+	if done, err := c.Commit(ctx, "test", Change{Key: "k", Value: []byte("v")}); err != nil || !done {
+		t.Errorf("without its leader: %v, %v", done, err)
 	}
 }
