@@ -102,7 +102,7 @@ func (s *Service) promote(ctx context.Context, j join, r Report) (Progress, erro
 	case !m.Learner:
 		return Progress{Done: true}, nil
 	}
-	percent := etcd.CatchUp(etcd.Newest(s.Etcd.Statuses(ctx)), *r.Etcd)
+	percent := etcd.CatchUp(etcd.Newest(s.Statuses(ctx)), *r.Etcd)
 	err = s.Etcd.Promote(ctx, m.ID)
 	switch {
 	case errors.Is(err, etcd.ErrNotCaughtUp):

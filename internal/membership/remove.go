@@ -259,7 +259,7 @@ func (s *Service) removeMembers(ctx context.Context, node cluster.Node, ids []st
 	if err != nil {
 		return err
 	}
-	leader, heir := succession(s.Etcd.Statuses(ctx), left)
+	leader, heir := succession(s.Statuses(ctx), left)
 	for _, id := range left {
 		if id == leader && heir != "" {
 			if err := s.handOver(ctx, node, heir); err != nil {

@@ -191,6 +191,15 @@ func (s *Service) sweep(ctx context.Context) error {
 	return err
 }
 
+// Statuses is what the members that this server asks say of themselves: its own,
+// or all.
+func (s *Service) Statuses(ctx context.Context) []cluster.EtcdStatus {
+	if s.Apart {
+		return s.Etcd.Statuses(ctx)
+	}
+	return []cluster.EtcdStatus{s.Etcd.Status(ctx)}
+}
+
 // sweeps tells whether it is this server that acts: the one whose member leads
 // or, where etcd is on other machines, the one that has put its name down, for
 // a while. Were there two of them by mistake, nothing would be harmed: whatever

@@ -160,7 +160,7 @@ func TestOutdated(t *testing.T) {
 func TestServerReadsEtcdItself(t *testing.T) {
 	t.Parallel()
 	r := newRoutes(t)
-	r.agent.server.apart = true // what its client asks is not its own member
+	r.agent.server.apart, r.agent.server.members.Apart = true, true // what its client asks is not its own member
 	r.agent.complete = make(chan struct{})
 	close(r.agent.complete)
 	got, err := r.agent.quorumSpec(t.Context())

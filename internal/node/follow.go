@@ -46,7 +46,7 @@ func (a *Agent) etcdFollows(ctx context.Context) bool {
 	}
 	limited, cancel := context.WithTimeout(ctx, askPatience)
 	defer cancel()
-	s := etcd.Newest(a.server.etcd.Statuses(limited))
+	s := etcd.Newest(a.server.members.Statuses(limited))
 	return s.Error == "" && s.Leader != ""
 }
 
@@ -95,8 +95,8 @@ func (a *Agent) isIn(spec *cluster.Spec) bool {
 	return ok && n.Address == a.machine.Node.Address
 }
 
-// askSpec asks another server what a quorum agrees on, or etcd itself on a server
-// without a member, which has no other way to be behind.
+// askSpec asks another server what a quorum agrees on; a server without a member
+// asks etcd itself first.
 func (a *Agent) askSpec(ctx context.Context) {
 	spec, err := a.quorumSpec(ctx)
 	if err != nil {
@@ -113,7 +113,9 @@ func (a *Agent) quorumSpec(ctx context.Context) (*cluster.Spec, error) {
 	if a.server != nil && a.server.apart {
 		limited, cancel := context.WithTimeout(ctx, askPatience)
 		defer cancel()
-		return a.server.members.Register.Spec(limited)
+		if spec, err := a.server.members.Register.Spec(limited); err == nil {
+			return spec, nil
+		} // its list of members may be old
 	}
 	var spec cluster.Spec
 	others := agent.Servers{Client: a.agents, Nodes: a.spec.Load().Servers(), But: a.machine.Node.Name, Patience: askPatience}
