@@ -141,3 +141,40 @@ func TestWhoHasAMember(t *testing.T) {
 		}
 	}
 }
+
+// TestEtcdOfSomebodyElse: no node has a member and none can get one, what is
+// theirs has no defaults, and the files are named where the cluster is made only.
+func TestEtcdOfSomebodyElse(t *testing.T) {
+	text := head + `spec:
+  servers: 2
+  workers: 1
+  etcd: {external: {endpoints: ["https://10.0.0.1:2379"], ca: ca.crt, certificate: c.crt, key: c.key}}
+`
+	spec, err := Parse("cluster.yaml", []byte(text))
+	if err != nil {
+		t.Fatal(err)
+	}
+	e := spec.Spec.Etcd
+	if !spec.EtcdExternal() || spec.EtcdApart() || len(spec.EtcdNodes()) != 0 || e.Heartbeat != 0 || e.ElectionTimeout != 0 || e.QuotaMiB != 0 {
+		t.Errorf("got %+v, members on %v", e, spec.EtcdNodes())
+	}
+	for _, n := range append(spec.Spec.Nodes, Node{Name: "e1", Role: RoleEtcd}) {
+		if spec.HasMember(n) {
+			t.Errorf("%s has a member", n.Name)
+		}
+	}
+	kept := spec.WithoutEtcdFiles()
+	if diff := cmp.Diff(ExternalEtcd{Endpoints: e.External.Endpoints}, kept.Spec.Etcd.External); diff != "" || !spec.Spec.Etcd.External.NamesFiles() {
+		t.Errorf("kept is (-want +got):\n%s", diff)
+	}
+	if err := kept.Validate(); err != nil || kept.Spec.Etcd.External.NamesFiles() {
+		t.Errorf("what is kept is refused: %v", err)
+	}
+	_, err = kept.With(Node{Name: "e1", Role: RoleEtcd})
+	if problem, ok := errors.AsType[*Problem](err); !ok || problem.ExitCode() != ExitRefused {
+		t.Errorf("an etcd node is answered with %v", err)
+	}
+	if grown, err := kept.With(Node{Name: "cp3", Role: RoleServer}); err != nil || len(grown.Servers()) != 3 {
+		t.Errorf("got %v, %v", grown, err)
+	}
+}

@@ -85,10 +85,11 @@ func (s *Spec) Default() {
 	d.Domain = cmp.Or(d.Domain, defaultDomain)
 	d.Address = cmp.Or(d.Address, defaultDNSAddress)
 
-	e := &s.Spec.Etcd
-	e.Heartbeat = cmp.Or(e.Heartbeat, Duration(defaultHeartbeat))
-	e.ElectionTimeout = cmp.Or(e.ElectionTimeout, Duration(defaultElection))
-	e.QuotaMiB = cmp.Or(e.QuotaMiB, defaultQuotaMiB)
+	if e := &s.Spec.Etcd; !s.EtcdExternal() {
+		e.Heartbeat = cmp.Or(e.Heartbeat, Duration(defaultHeartbeat))
+		e.ElectionTimeout = cmp.Or(e.ElectionTimeout, Duration(defaultElection))
+		e.QuotaMiB = cmp.Or(e.QuotaMiB, defaultQuotaMiB)
+	}
 
 	k := &s.Spec.Kubernetes
 	k.PodSecurity = cmp.Or(k.PodSecurity, defaultPodSecurity)

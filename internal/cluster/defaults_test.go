@@ -87,6 +87,9 @@ func randomSpec(r *rand.Rand) *Spec {
 			Etcd: Etcd{Heartbeat: Duration(r.IntN(3) * 100_000_000)},
 		},
 	}
+	if r.IntN(4) == 0 {
+		s.Spec.Etcd.External = ExternalEtcd{Endpoints: []string{pick("https://10.0.0.1:2379", "https://etcd.example:2379", "nonsense")}, CA: pick("", "ca.crt")}
+	}
 	if r.IntN(2) == 0 {
 		s.Spec.Servers = []int{0, 0, 1, 3, 9, 10, -1, math.MaxInt, math.MinInt}[r.IntN(9)]
 		s.Spec.EtcdNodes = []int{0, 0, 0, 0, 3, 9, 10, -1}[r.IntN(8)]

@@ -119,7 +119,31 @@ type Etcd struct {
 	ElectionTimeout Duration `json:"electionTimeout,omitempty"`
 	// QuotaMiB is the size of the database at which etcd raises its alarm.
 	QuotaMiB int `json:"quotaMiB,omitempty"`
+	// External is an etcd that somebody else runs, who alone sets all of the
+	// above: they stay 0 then.
+	External ExternalEtcd `json:"external,omitzero"`
 }
+
+// ExternalEtcd is an etcd that somebody else runs. Without Endpoints there is
+// none: the cluster runs its own.
+type ExternalEtcd struct {
+	// Endpoints are the https URLs of its members for clients, all of them.
+	Endpoints []string `json:"endpoints,omitempty"`
+	// CA, Certificate and Key are files, PEM, by which servers trust etcd and it
+	// them; a path that is not absolute is relative to the cluster.yaml. They mean
+	// something where a cluster is made, and only there: what they hold becomes
+	// part of its secrets, and every other cluster.yaml is without them.
+	CA          string `json:"ca,omitempty"`
+	Certificate string `json:"certificate,omitempty"`
+	Key         string `json:"key,omitempty"`
+}
+
+func (e ExternalEtcd) given() bool {
+	return len(e.Endpoints) > 0 || e.CA != "" || e.Certificate != "" || e.Key != ""
+}
+
+// NamesFiles tells whether the files are named that a new cluster needs.
+func (e ExternalEtcd) NamesFiles() bool { return e.CA != "" && e.Certificate != "" && e.Key != "" }
 
 // Certificates settings.
 type Certificates struct {
@@ -156,19 +180,35 @@ func (s *Spec) Workers() []Node { return s.withRole(RoleWorker) }
 // one way or the other and stays so, see With.
 func (s *Spec) EtcdApart() bool { return len(s.withRole(RoleEtcd)) > 0 }
 
+// EtcdExternal tells whether somebody else runs etcd: no node has a member, and
+// nothing of it is changed but the cluster's own keys.
+func (s *Spec) EtcdExternal() bool { return s.Spec.Etcd.External.given() }
+
 // EtcdNodes lists the nodes that run etcd's members, in file order: those with
-// the role etcd, or the servers where there is none of that role.
+// the role etcd, or the servers where there is none of that role. There are none
+// where somebody else runs etcd.
 func (s *Spec) EtcdNodes() []Node {
-	if s.EtcdApart() {
+	switch {
+	case s.EtcdExternal():
+		return nil
+	case s.EtcdApart():
 		return s.withRole(RoleEtcd)
 	}
 	return s.Servers()
 }
 
+// WithoutEtcdFiles is the spec as all but its author keep it: the files of an
+// etcd that somebody else runs are not named. s itself is not changed.
+func (s *Spec) WithoutEtcdFiles() *Spec {
+	kept := *s
+	kept.Spec.Etcd.External = ExternalEtcd{Endpoints: s.Spec.Etcd.External.Endpoints}
+	return &kept
+}
+
 // HasMember tells whether a node, which need not be in the spec yet, runs an
 // etcd member in this cluster.
 func (s *Spec) HasMember(n Node) bool {
-	return n.Role == RoleEtcd || n.Role == RoleServer && !s.EtcdApart()
+	return !s.EtcdExternal() && (n.Role == RoleEtcd || n.Role == RoleServer && !s.EtcdApart())
 }
 
 // KubernetesNodes lists those that register with Kubernetes, in file order: all
@@ -243,7 +283,7 @@ func (s *Spec) WithTimers(heartbeat, election time.Duration) (*Spec, error) {
 func movesEtcd(verb string) error {
 	return &Problem{
 		What: "refused to " + verb,
-		Why:  "etcd is on the servers, or on machines of its own, for the life of a cluster",
+		Why:  "etcd is on the servers, on machines of its own, or somebody else's, for the life of a cluster",
 		Do:   "make a new cluster with kuorum up --etcd N, or spec.etcdNodes", Exit: ExitRefused,
 	}
 }

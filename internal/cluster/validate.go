@@ -3,8 +3,11 @@ package cluster
 import (
 	"fmt"
 	"maps"
+	"net/netip"
+	"net/url"
 	"regexp"
 	"slices"
+	"strconv"
 	"strings"
 	"time"
 
@@ -144,6 +147,10 @@ func (v *validator) name(path, name string) {
 
 func (v *validator) etcd() {
 	e := v.spec.Spec.Etcd
+	if e.External.given() {
+		v.external(e)
+		return
+	}
 	heartbeat, election := time.Duration(e.Heartbeat), time.Duration(e.ElectionTimeout)
 	const heartbeatPath, electionPath = "spec.etcd.heartbeat", "spec.etcd.electionTimeout"
 	heartbeatOK := v.millis(heartbeatPath, heartbeat, minHeartbeat, maxHeartbeat)
@@ -154,6 +161,70 @@ func (v *validator) etcd() {
 			election, electionBeats, heartbeat, electionBeats*heartbeat)
 	}
 	v.between("spec.etcd.quotaMiB", e.QuotaMiB, minQuotaMiB, maxQuotaMiB)
+}
+
+// external checks an etcd that somebody else runs. Its files are all named, or
+// none of them: so it is kept where they mean nothing.
+func (v *validator) external(e Etcd) {
+	const path = "spec.etcd.external"
+	v.endpoints(path+".endpoints", e.External.Endpoints)
+	files := []struct{ name, value string }{{"ca", e.External.CA}, {"certificate", e.External.Certificate}, {"key", e.External.Key}}
+	for _, f := range files {
+		if f.value == "" && (e.External.CA != "" || e.External.Certificate != "" || e.External.Key != "") {
+			v.refuse(path+"."+f.name, "missing: etcd is asked with all three files, ca, certificate and key")
+		}
+	}
+	const theirs = "whoever runs that etcd sets this, not kuorum: leave it out"
+	for _, f := range []struct {
+		name string
+		set  bool
+	}{{"heartbeat", e.Heartbeat != 0}, {"electionTimeout", e.ElectionTimeout != 0}, {"quotaMiB", e.QuotaMiB != 0}} {
+		if f.set {
+			v.clash([]string{"spec.etcd." + f.name, path}, "%s", theirs)
+		}
+	}
+	for i, n := range v.spec.Spec.Nodes {
+		if n.Role == RoleEtcd {
+			v.clash([]string{item(nodesPath, i) + ".role", etcdNodesPath, path}, "somebody else runs etcd: no node of this cluster does")
+			return
+		}
+	}
+}
+
+func (v *validator) endpoints(path string, endpoints []string) {
+	if len(endpoints) == 0 || len(endpoints) > maxServers {
+		v.refuse(path, "%d endpoints are given: name that of each member of etcd, 1 to %d", len(endpoints), maxServers)
+		return
+	}
+	first := map[string]string{}
+	for i, text := range endpoints {
+		at := item(path, i)
+		if !isEndpoint(text) {
+			v.refuse(at, "%s is not an endpoint such as https://192.0.2.1:2379", quote(text))
+			continue
+		}
+		if other, twice := first[text]; twice {
+			v.refuse(at, "%s is %s already", quote(text), other)
+			continue
+		}
+		first[text] = at
+	}
+}
+
+// isEndpoint takes https, a host, a port, and nothing else.
+func isEndpoint(text string) bool {
+	u, err := url.Parse(text)
+	if err != nil || u.Scheme != "https" || text != "https://"+u.Host || u.Hostname() == "" {
+		return false
+	}
+	port, err := strconv.ParseUint(u.Port(), 10, 16)
+	if err != nil || port == 0 || strconv.FormatUint(port, 10) != u.Port() {
+		return false
+	}
+	if _, err := netip.ParseAddr(u.Hostname()); err == nil {
+		return true
+	}
+	return len(content.IsDNS1123Subdomain(u.Hostname())) == 0
 }
 
 // millis checks a duration that etcd takes as a number of milliseconds.

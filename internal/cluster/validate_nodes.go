@@ -9,11 +9,14 @@ import (
 	"k8s.io/apimachinery/pkg/api/validate/content"
 )
 
-const nodesPath = "spec.nodes"
+const (
+	nodesPath     = "spec.nodes"
+	etcdNodesPath = "spec.etcdNodes"
+)
 
 func (v *validator) counts() {
 	b := &v.spec.Spec
-	const serversPath, etcdPath, workersPath = "spec.servers", "spec.etcdNodes", "spec.workers"
+	const serversPath, etcdPath, workersPath = "spec.servers", etcdNodesPath, "spec.workers"
 	if len(b.Nodes) > 0 {
 		if b.Servers != 0 || b.EtcdNodes != 0 || b.Workers != 0 {
 			v.clash([]string{nodesPath, serversPath, etcdPath, workersPath},

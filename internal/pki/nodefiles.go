@@ -2,6 +2,7 @@ package pki
 
 import (
 	"cmp"
+	"errors"
 	"fmt"
 	"io/fs"
 	"path"
@@ -48,6 +49,9 @@ func (s *Set) nodeFiles(spec *cluster.Spec, node cluster.Node, now time.Time) ([
 		files = append(files, made...)
 	}
 	if node.Role == cluster.RoleServer {
+		if p.external && s.External == nil {
+			return nil, errors.New("somebody else runs etcd, and the cluster's secrets have nothing to show it")
+		}
 		secrets, err := s.secrets()
 		if err != nil {
 			return nil, err

@@ -29,6 +29,7 @@ type plan struct {
 	name     string
 	role     cluster.Role
 	member   bool // it runs a member of etcd
+	external bool // somebody else runs etcd, and signs for its clients
 	address  netip.Addr
 	apiNames []string
 	apiIPs   []netip.Addr
@@ -62,6 +63,8 @@ func newPlan(spec *cluster.Spec, node cluster.Node) (*plan, error) {
 		role:    node.Role,
 		member:  spec.HasMember(node),
 		address: addresses[node.Name],
+
+		external: spec.EtcdExternal(),
 	}
 	if node.Role == cluster.RoleServer {
 		return p, p.nameAPIServer(spec, addresses)
@@ -180,7 +183,7 @@ func (p *plan) kubernetesItems() []item {
 }
 
 // etcdPairs are those of a node's member, if it has one, and of its agent, which
-// on a server asks etcd wherever that is.
+// on a server asks etcd on whatever machines of the cluster that is.
 func (p *plan) etcdPairs() []item {
 	var items []item
 	if p.member {
@@ -189,7 +192,7 @@ func (p *plan) etcdPairs() []item {
 		etcd := p.local(Request{CommonName: p.name, Server: true, Client: true})
 		items = append(items, pairItem("pki/etcd/server", fileEtcdCert, etcd), pairItem("pki/etcd/peer", fileEtcdCert, etcd))
 	}
-	if p.member || p.role == cluster.RoleServer {
+	if p.member || p.role == cluster.RoleServer && !p.external {
 		items = append(items, pairItem("pki/etcd/agent-client", fileEtcdCert, client("kuorum-agent")))
 	}
 	return items
@@ -309,13 +312,16 @@ func (p *plan) serverPairs() []item {
 		CommonName: "kuorum:local:" + p.name, Server: true,
 		Names: []string{"localhost"}, IPs: []netip.Addr{netip.MustParseAddr("127.0.0.1")},
 	}
-	return []item{
+	items := []item{
 		pairItem("pki/apiserver", fileCACert, apiServer),
 		pairItem("pki/local", fileCACert, local),
 		pairItem("pki/apiserver-kubelet-client", fileCACert, client("kube-apiserver-kubelet-client", GroupAPIServerKubelet)),
 		pairItem("pki/front-proxy-client", fileFrontProxyCert, client("front-proxy-client")),
-		pairItem("pki/apiserver-etcd-client", fileEtcdCert, client("kube-apiserver-etcd-client")),
 	}
+	if p.external {
+		return items
+	}
+	return append(items, pairItem("pki/apiserver-etcd-client", fileEtcdCert, client("kube-apiserver-etcd-client")))
 }
 
 func (p *plan) serverConfigs() []item {

@@ -7,6 +7,7 @@ import (
 	"encoding/base64"
 	"errors"
 	"fmt"
+	"maps"
 	"time"
 )
 
@@ -75,6 +76,9 @@ type Set struct {
 	ServiceAccount SigningKey
 	// EncryptionKey is for secrets at rest in etcd (XSalsa20 and Poly1305).
 	EncryptionKey [32]byte
+	// External is how servers ask an etcd that somebody else runs; nil: the cluster
+	// has its own.
+	External *ExternalEtcd
 	// LeafLife is how long the certificates of nodes live, which their agents
 	// renew; 0 means a year. Those of persons, which nobody renews, and of the
 	// API balancer outside live a year whatever it is. It is a setting and no
@@ -122,7 +126,7 @@ func NewSet(now time.Time) (*Set, error) {
 // All but *.crt and *.pub are secret: keep them with mode 0600. The caller
 // must not change the bytes.
 func (s *Set) Files() map[string][]byte {
-	return map[string][]byte{
+	files := map[string][]byte{
 		fileCACert:         s.Cluster.pair.Cert,
 		fileCAKey:          s.Cluster.pair.Key,
 		fileAgentCert:      s.Agents.pair.Cert,
@@ -135,6 +139,10 @@ func (s *Set) Files() map[string][]byte {
 		fileSAPublic:       s.ServiceAccount.Public,
 		fileEncryption:     []byte(base64.StdEncoding.EncodeToString(s.EncryptionKey[:]) + "\n"),
 	}
+	if s.External != nil {
+		maps.Copy(files, s.External.files())
+	}
+	return files
 }
 
 // ParseSet reads back what Files returned. It refuses a set that is not
@@ -179,7 +187,9 @@ func parseSet(files map[string][]byte) (*Set, error) {
 	if err := s.parseKeys(files); err != nil {
 		return nil, err
 	}
-	return s, nil
+	var err error
+	s.External, err = parseExternal(files)
+	return s, err
 }
 
 // checkApart refuses authorities that share a key: a user of the API could
