@@ -15,8 +15,9 @@ type NodeStatus struct {
 	Started      time.Time           `json:"started"` // of the agent, not of the node
 	Ready        bool                `json:"ready"`   // all components are
 	Components   []ComponentStatus   `json:"components"`
-	Etcd         *EtcdStatus         `json:"etcd,omitempty"`    // nil where no member runs
-	Leaders      []LeaseStatus       `json:"leaders,omitempty"` // as the node's own API server has them
+	Etcd         *EtcdStatus         `json:"etcd,omitempty"`     // nil where no member runs
+	External     *ExternalEtcdStatus `json:"external,omitempty"` // on servers, where somebody else runs etcd
+	Leaders      []LeaseStatus       `json:"leaders,omitempty"`  // as the node's own API server has them
 	Disk         DiskStatus          `json:"disk"`
 	Certificates []CertificateStatus `json:"certificates,omitempty"`
 	// Stale names components that run as an earlier cluster.yaml had them: they
@@ -77,6 +78,26 @@ type EtcdMember struct {
 	Name     string   `json:"name"` // empty until it has started for the first time
 	Learner  bool     `json:"learner"`
 	PeerURLs []string `json:"peerURLs"`
+	// ClientURLs are where it answers clients, by its own word; none until it has
+	// started.
+	ClientURLs []string `json:"clientURLs,omitempty"`
+}
+
+// ExternalEtcdStatus is an etcd that somebody else runs, as one server sees it.
+type ExternalEtcdStatus struct {
+	Endpoints []EtcdEndpoint `json:"endpoints"` // in the order of cluster.yaml
+	// Agrees tells that a quorum has just answered. It is asked for only when the
+	// members that answer themselves are none.
+	Agrees bool `json:"agrees,omitempty"`
+	// Foreign is why this cluster must not use it: there is another's data. Empty:
+	// none is known of.
+	Foreign string `json:"foreign,omitempty"`
+}
+
+// EtcdEndpoint is the member behind one endpoint, or why it does not answer.
+type EtcdEndpoint struct {
+	URL string `json:"url"`
+	EtcdStatus
 }
 
 // LeaseStatus is one of upstream's leader elections.

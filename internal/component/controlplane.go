@@ -21,6 +21,7 @@ func apiserver(m Machine) Component {
 	if s.HasMember(m.Node) {
 		after = []string{"etcd"}
 	}
+	keys := apiserverEtcdFiles(s)
 	args := []string{
 		"--bind-address=" + m.Node.Address,
 		"--advertise-address=" + m.Node.Address,
@@ -41,9 +42,9 @@ func apiserver(m Machine) Component {
 		"--tls-private-key-file=" + pki("apiserver.key"),
 		"--tls-min-version=VersionTLS12",
 		"--etcd-servers=" + strings.Join(EtcdEndpoints(s, m.Node), ","),
-		"--etcd-cafile=" + pki("etcd/ca.crt"),
-		"--etcd-certfile=" + pki("apiserver-etcd-client.crt"),
-		"--etcd-keyfile=" + pki("apiserver-etcd-client.key"),
+		"--etcd-cafile=" + keys.CA,
+		"--etcd-certfile=" + keys.Cert,
+		"--etcd-keyfile=" + keys.Key,
 		"--kubelet-certificate-authority=" + pki("ca.crt"),
 		"--kubelet-client-certificate=" + pki("apiserver-kubelet-client.crt"),
 		"--kubelet-client-key=" + pki("apiserver-kubelet-client.key"),

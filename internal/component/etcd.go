@@ -4,6 +4,7 @@ import (
 	"fmt"
 	"net"
 	"path/filepath"
+	"slices"
 	"strconv"
 	"strings"
 	"time"
@@ -33,6 +34,9 @@ func ClientURL(n cluster.Node) string { return httpsURL(n.Address, PortEtcdClien
 // ClientURLs are those of all members, in the order of cluster.yaml, for who is
 // on none of the machines.
 func ClientURLs(spec *cluster.Spec) []string {
+	if spec.EtcdExternal() {
+		return slices.Clone(spec.Spec.Etcd.External.Endpoints)
+	}
 	var urls []string
 	for _, n := range spec.EtcdNodes() {
 		urls = append(urls, ClientURL(n))
@@ -47,6 +51,29 @@ func EtcdEndpoints(spec *cluster.Spec, node cluster.Node) []string {
 		return []string{EtcdClient}
 	}
 	return ClientURLs(spec)
+}
+
+// EtcdFiles are paths of PEM files that somebody shows to etcd, or trusts it by.
+type EtcdFiles struct{ CA, Cert, Key string }
+
+// EtcdFilesOf are those of a node's agent, below dir (EtcDir). Where somebody else
+// runs etcd all programs of a server use the same.
+func EtcdFilesOf(spec *cluster.Spec, dir string) EtcdFiles {
+	if spec.EtcdExternal() {
+		at := func(name string) string { return filepath.Join(dir, "pki/etcd-external", name) }
+		return EtcdFiles{CA: at("ca.crt"), Cert: at("client.crt"), Key: at("client.key")}
+	}
+	at := func(name string) string { return filepath.Join(dir, "pki/etcd", name) }
+	return EtcdFiles{CA: at("ca.crt"), Cert: at("agent-client.crt"), Key: at("agent-client.key")}
+}
+
+// apiserverEtcdFiles are those of an API server.
+func apiserverEtcdFiles(spec *cluster.Spec) EtcdFiles {
+	files := EtcdFilesOf(spec, EtcDir)
+	if !spec.EtcdExternal() {
+		files.Cert, files.Key = pki("apiserver-etcd-client.crt"), pki("apiserver-etcd-client.key")
+	}
+	return files
 }
 
 // InitialCluster is what a member is told when it starts for the first time,

@@ -71,8 +71,8 @@ func TestLearnerJoins(t *testing.T) {
 	members, err := c.Members(ctx)
 	mustDo(t, err)
 	wantMembers := []cluster.EtcdMember{
-		{ID: status.ID, Name: "m1", PeerURLs: []string{first.peer}},
-		{ID: learner.ID, Name: "m2", PeerURLs: []string{joining.peer}},
+		{ID: status.ID, Name: "m1", PeerURLs: []string{first.peer}, ClientURLs: []string{first.client}},
+		{ID: learner.ID, Name: "m2", PeerURLs: []string{joining.peer}, ClientURLs: []string{joining.client}},
 	}
 	if diff := cmp.Diff(wantMembers, members); diff != "" {
 		t.Errorf("members differ (-want +got):\n%s", diff)

@@ -51,6 +51,20 @@ func (c *Client) Records(ctx context.Context, prefix string) ([]Record, error) {
 	return records, err
 }
 
+// Count is how many keys have a prefix, as a quorum has them.
+func (c *Client) Count(ctx context.Context, prefix string) (int64, error) {
+	var count int64
+	err := c.transact(ctx, "count "+prefix+" in etcd", func(a answer) error {
+		got, err := a.member.client.Get(ctx, prefix, clientv3.WithPrefix(), clientv3.WithCountOnly())
+		if err != nil {
+			return err
+		}
+		count = got.Count
+		return nil
+	})
+	return count, err
+}
+
 // Record is one key as a quorum has it.
 func (c *Client) Record(ctx context.Context, key string) (Record, error) {
 	record := Record{Key: key}

@@ -6,6 +6,7 @@ import (
 	"slices"
 	"strconv"
 	"strings"
+	"sync"
 	"time"
 
 	pb "go.etcd.io/etcd/api/v3/etcdserverpb"
@@ -19,7 +20,44 @@ import (
 // FsyncP99 is the caller's to fill in (see FsyncHistogram). A member that does
 // not answer, or not in full, gets Error and nothing else.
 func (c *Client) Status(ctx context.Context) cluster.EtcdStatus {
-	m, wait := c.members[0], timeLeft(ctx)
+	return c.members[0].look(ctx)
+}
+
+// Looks is Status of the members at all endpoints, in their order and within a
+// second. Clients' URLs are in the member lists too, so that an endpoint that does
+// not answer can be told to be some member's.
+func (c *Client) Looks(ctx context.Context) []cluster.EtcdStatus {
+	ctx, cancel := context.WithTimeout(ctx, askWait)
+	defer cancel()
+	statuses := make([]cluster.EtcdStatus, len(c.members))
+	var all sync.WaitGroup
+	for i, m := range c.members {
+		all.Go(func() { statuses[i] = m.look(ctx) })
+	}
+	all.Wait()
+	return statuses
+}
+
+// Agrees tells whether a quorum has answered a member that was asked for it just
+// now. It is how a quorum is seen of members that nobody can ask.
+func (c *Client) Agrees(ctx context.Context) bool {
+	ctx, cancel := context.WithTimeout(ctx, askWait/2)
+	defer cancel()
+	answers := make([]bool, len(c.members))
+	var all sync.WaitGroup
+	for i, m := range c.members {
+		all.Go(func() {
+			_, err := pb.NewClusterClient(m.client.ActiveConnection()).MemberList(ctx, &pb.MemberListRequest{Linearizable: true})
+			answers[i] = err == nil
+		})
+	}
+	all.Wait()
+	return slices.Contains(answers, true)
+}
+
+// look is what a member says of itself.
+func (m member) look(ctx context.Context) cluster.EtcdStatus {
+	wait := timeLeft(ctx)
 	answer, err := m.maintenance().Status(ctx, &pb.StatusRequest{})
 	if err != nil {
 		return cluster.EtcdStatus{Error: m.reason(err, wait)}
@@ -119,7 +157,7 @@ func sortAlarms(alarms []cluster.EtcdAlarm) {
 func membersOf(list []*pb.Member) []cluster.EtcdMember {
 	var members []cluster.EtcdMember
 	for _, m := range list {
-		members = append(members, cluster.EtcdMember{ID: hex(m.ID), Name: m.Name, Learner: m.IsLearner, PeerURLs: m.PeerURLs})
+		members = append(members, cluster.EtcdMember{ID: hex(m.ID), Name: m.Name, Learner: m.IsLearner, PeerURLs: m.PeerURLs, ClientURLs: m.ClientURLs})
 	}
 	slices.SortFunc(members, func(a, b cluster.EtcdMember) int {
 		return cmp.Or(cmp.Compare(a.Name, b.Name), cmp.Compare(a.ID, b.ID))

@@ -1,6 +1,7 @@
 package etcd
 
 import (
+	"errors"
 	"fmt"
 	"net/http"
 	"slices"
@@ -28,7 +29,7 @@ func TestStatusOfAHealthyMember(t *testing.T) {
 		Version:    "3.6.16",
 		Revision:   3,
 		QuotaBytes: 100_000_000,
-		Members:    []cluster.EtcdMember{{ID: got.ID, Name: "m1", PeerURLs: []string{s.peer}}},
+		Members:    []cluster.EtcdMember{{ID: got.ID, Name: "m1", PeerURLs: []string{s.peer}, ClientURLs: []string{s.client}}},
 	}
 	moving := cmpopts.IgnoreFields(cluster.EtcdStatus{}, "Term", "RaftIndex", "AppliedIndex", "DBBytes", "DBUsedBytes")
 	if diff := cmp.Diff(want, got, moving); diff != "" {
@@ -170,5 +171,52 @@ func TestStatusesOfAll(t *testing.T) {
 	}
 	if done, err := c.Commit(ctx, "test", Change{Key: "k", Value: []byte("v")}); err != nil || !done {
 		t.Errorf("without its leader: %v, %v", done, err)
+	}
+}
+
+// TestLooks: all members tell their list, with and without a quorum; whether a
+// quorum agrees one member alone can tell.
+func TestLooks(t *testing.T) {
+	t.Parallel()
+	servers := startCluster(t, 3, "--unsafe-no-fsync")
+	all, one := dialTo(t, nil, servers...), dialTo(t, nil, servers[0])
+	put(t, one, "/registry/pods/a", "1")
+	put(t, one, "/registry/pods/b", "1")
+	if n, err := one.Count(within(t, patience), "/registry/"); err != nil || n != 2 {
+		t.Errorf("counted %d, %v", n, err)
+	}
+	if n, err := one.Count(within(t, patience), "/kuorum/"); err != nil || n != 0 {
+		t.Errorf("counted %d, %v", n, err)
+	}
+	waitFor(t, "all members to tell of three", func() error {
+		for i, s := range all.Looks(within(t, patience)) {
+			if s.Error != "" || len(s.Members) != 3 || s.Leader == "" {
+				return fmt.Errorf("member %d says %+v", i, s)
+			}
+			for _, m := range s.Members {
+				if len(m.ClientURLs) != 1 {
+					return fmt.Errorf("%s is nowhere", m.Name)
+				}
+			}
+		}
+		return nil
+	})
+	waitFor(t, "a quorum to agree", func() error {
+		if !one.Agrees(within(t, patience)) {
+			return errors.New("none agrees")
+		}
+		return nil
+	})
+	servers[1].kill()
+	servers[2].kill()
+	waitFor(t, "the quorum to be lost", func() error {
+		if one.Agrees(within(t, patience)) {
+			return errors.New("a quorum agrees still")
+		}
+		return nil
+	})
+	looks := all.Looks(within(t, patience))
+	if looks[0].Error != "" || len(looks[0].Members) != 3 || looks[1].Error == "" || looks[2].Error == "" {
+		t.Errorf("without a quorum: %+v", looks)
 	}
 }
