@@ -54,14 +54,17 @@ func EtcdEndpoints(spec *cluster.Spec, node cluster.Node) []string {
 }
 
 // EtcdFiles are paths of PEM files that somebody shows to etcd, or trusts it by.
-type EtcdFiles struct{ CA, Cert, Key string }
+type EtcdFiles struct {
+	CA, Cert, Key string
+	External      bool // of an authority that is not the cluster's own
+}
 
 // EtcdFilesOf are those of a node's agent, below dir (EtcDir). Where somebody else
 // runs etcd all programs of a server use the same.
 func EtcdFilesOf(spec *cluster.Spec, dir string) EtcdFiles {
 	if spec.EtcdExternal() {
 		at := func(name string) string { return filepath.Join(dir, "pki/etcd-external", name) }
-		return EtcdFiles{CA: at("ca.crt"), Cert: at("client.crt"), Key: at("client.key")}
+		return EtcdFiles{CA: at("ca.crt"), Cert: at("client.crt"), Key: at("client.key"), External: true}
 	}
 	at := func(name string) string { return filepath.Join(dir, "pki/etcd", name) }
 	return EtcdFiles{CA: at("ca.crt"), Cert: at("agent-client.crt"), Key: at("agent-client.key")}

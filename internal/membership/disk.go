@@ -178,6 +178,15 @@ func ignoreMissing(err error) error {
 	return err
 }
 
+// ExternalID is the ID of a server's cluster in an etcd that somebody else runs.
+func ExternalID(dir string) (string, error) {
+	data, err := os.ReadFile(filepath.Join(dir, "pki/etcd-external/id"))
+	if err != nil {
+		return "", fmt.Errorf("cannot tell this cluster from others in etcd: %w", err)
+	}
+	return strings.TrimSpace(string(data)), nil
+}
+
 // Keys reads a server's secrets from below dir.
 func Keys(dir string) (*pki.Set, error) {
 	files := map[string][]byte{}

@@ -318,6 +318,24 @@ func NodeClient(dir string) (*agent.Client, error) {
 	return agent.NewClient(config, nil), nil
 }
 
+// EtcdTLS is for calls to etcd by what the files hold now. Whose authority it is
+// they say: one that is not the cluster's own may come as several certificates.
+func EtcdTLS(files component.EtcdFiles) (*tls.Config, error) {
+	var data [3][]byte
+	for i, path := range []string{files.CA, files.Cert, files.Key} {
+		content, err := os.ReadFile(path)
+		if err != nil {
+			return nil, fmt.Errorf("cannot talk to etcd: %w", err)
+		}
+		data[i] = content
+	}
+	pair := pki.Pair{Cert: data[1], Key: data[2]}
+	if files.External {
+		return pki.ExternalEtcdTLS(data[0], pair)
+	}
+	return pki.EtcdClientTLS(data[0], pair)
+}
+
 // Reread makes a client's config read its certificate again from these files
 // for each connection: the node renews them.
 func Reread(config *tls.Config, certificate, key string) {

@@ -47,6 +47,9 @@ type Plan struct {
 	Servers []cluster.Node `json:"servers"`
 	// Etcd lists the etcd nodes; none: the servers have etcd's members.
 	Etcd []cluster.Node `json:"etcd,omitempty"`
+	// Endpoints are those of an etcd that somebody else runs; none: the cluster runs
+	// its own.
+	Endpoints []string `json:"endpoints,omitempty"`
 	// Replaces tells that a node of this name is a member already, does not
 	// answer, and will be replaced.
 	Replaces bool `json:"replaces"`

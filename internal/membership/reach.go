@@ -174,11 +174,14 @@ func reachAll(ctx context.Context, role cluster.Role, plan Plan) error {
 	if role != cluster.RoleEtcd {
 		ports = append(ports, component.PortAPIServer)
 	}
-	if role == cluster.RoleServer && len(plan.Etcd) == 0 {
+	if role == cluster.RoleServer && len(plan.Etcd)+len(plan.Endpoints) == 0 {
 		ports = append(ports, component.PortEtcdPeer)
 	}
 	if err := reach(ctx, "servers", plan.Servers, ports); err != nil {
 		return err
+	}
+	if role == cluster.RoleServer && len(plan.Endpoints) > 0 {
+		return reachEndpoints(ctx, plan.Endpoints)
 	}
 	switch {
 	case len(plan.Etcd) == 0 || role == cluster.RoleWorker:
@@ -216,6 +219,29 @@ func reach(ctx context.Context, what string, nodes []cluster.Node, ports []int) 
 		return unreached(what, wrong)
 	}
 	return nil
+}
+
+// reachEndpoints is nil when this machine reaches an endpoint of an etcd that
+// somebody else runs. That others of it are off is not for a join to judge.
+func reachEndpoints(ctx context.Context, endpoints []string) error {
+	wrong := make([]string, len(endpoints))
+	var all sync.WaitGroup
+	for i, endpoint := range endpoints {
+		all.Go(func() {
+			conn, err := dial(ctx, strings.TrimPrefix(endpoint, "https://"))
+			if err == nil {
+				err = conn.Close()
+			}
+			if err != nil {
+				wrong[i] = fmt.Sprintf("%s: %v", endpoint, err)
+			}
+		})
+	}
+	all.Wait()
+	if slices.Contains(wrong, "") {
+		return nil
+	}
+	return unreached("endpoints of etcd", wrong)
 }
 
 func unreached(what string, wrong []string) error {

@@ -20,9 +20,11 @@ import (
 // Keys in etcd.
 const (
 	specKey     = "/kuorum/cluster.yaml"
-	joinPrefix  = "/kuorum/joins/"  // NAME: a join, until it has come to its end
-	alivePrefix = "/kuorum/alive/"  // NAME: goes when nobody works on that join any more
-	leavePrefix = "/kuorum/leaves/" // NAME: a removal, until its member is gone
+	idKey       = "/kuorum/cluster-id" // in an etcd that somebody else runs: whose all of this is
+	ownedPrefix = "/kuorum/cluster"    // of both
+	joinPrefix  = "/kuorum/joins/"     // NAME: a join, until it has come to its end
+	alivePrefix = "/kuorum/alive/"     // NAME: goes when nobody works on that join any more
+	leavePrefix = "/kuorum/leaves/"    // NAME: a removal, until its member is gone
 	tokenPrefix = "/kuorum/tokens/"
 	sweeperKey  = "/kuorum/sweeper" // name of the server that cleans up, where none has etcd's leader
 )
@@ -37,14 +39,109 @@ const tries = 10
 // errBusy is the end of those tries.
 var errBusy = errors.New("other changes of the cluster came first every time")
 
+// ErrForeign says that an etcd which somebody else runs has another cluster's data.
+var ErrForeign = errors.New("this etcd has the data of another cluster")
+
+// kubernetesPrefix is where API servers keep everything.
+const kubernetesPrefix = "/registry/"
+
 // Register is what the nodes of a cluster agree on beside etcd's member list:
 // its cluster.yaml, tokens, and joins under way. Its methods block until a
 // quorum of etcd has agreed or their context ends, and may be called from
 // several goroutines.
-type Register struct{ etcd *etcd.Client }
+type Register struct {
+	etcd *etcd.Client
+	id   string // of the cluster, where somebody else runs etcd; empty: its own etcd
+}
 
 // NewRegister uses a client that stays the caller's.
 func NewRegister(client *etcd.Client) *Register { return &Register{etcd: client} }
+
+// NewSharedRegister is one in an etcd that somebody else runs, who may have given
+// it to others too: what is not of the cluster with that ID is refused with
+// ErrForeign.
+func NewSharedRegister(client *etcd.Client, id string) *Register {
+	return &Register{etcd: client, id: id}
+}
+
+// Claim is Seed in an etcd that somebody else runs: it writes cluster.yaml and the
+// cluster's ID to one that is empty, leaves its own as it is, and refuses any
+// other with ErrForeign, having changed nothing.
+func (r *Register) Claim(ctx context.Context, spec *cluster.Spec) error {
+	text, err := spec.YAML()
+	if err != nil {
+		return err
+	}
+	for range tries {
+		ours, err := look(ctx, r.etcd, r.id)
+		if err != nil || ours {
+			return err
+		}
+		done, err := r.etcd.Commit(ctx, "write cluster.yaml to etcd",
+			etcd.Change{Key: specKey, Value: text}, etcd.Change{Key: idKey, Value: []byte(r.id)})
+		if err != nil || done {
+			return err
+		}
+	}
+	return &cluster.Problem{What: "cannot write cluster.yaml to etcd", Err: errBusy}
+}
+
+// Vacant is nil when an etcd has no cluster's data, else ErrForeign, or why nobody
+// can tell. It changes nothing.
+func Vacant(ctx context.Context, client *etcd.Client) error {
+	_, err := look(ctx, client, "")
+	return err
+}
+
+// look tells whether an etcd is the cluster's with that ID. One that is another's is
+// an error.
+func look(ctx context.Context, client *etcd.Client, id string) (ours bool, err error) {
+	// Before the ID: what is counted may be of another server of ours, which
+	// has written the ID first.
+	count, err := client.Count(ctx, kubernetesPrefix)
+	if err != nil {
+		return false, err
+	}
+	records, err := client.Records(ctx, ownedPrefix)
+	if err != nil {
+		return false, err
+	}
+	if err := checkOwner(records, id); err != nil || len(records) > 0 {
+		return err == nil, err
+	}
+	if count > 0 {
+		return false, foreign(fmt.Sprintf("it has %d keys below %s and no /kuorum: a Kubernetes cluster that kuorum does not know uses it", count, kubernetesPrefix))
+	}
+	return false, nil
+}
+
+// checkOwner is nil when the records are those of the cluster with that ID, or
+// there are none.
+func checkOwner(records []etcd.Record, id string) error {
+	if len(records) == 0 {
+		return nil
+	}
+	name := "another cluster"
+	for _, record := range records {
+		if record.Key == idKey && id != "" && string(record.Value) == id {
+			return nil
+		}
+		if record.Key != specKey {
+			continue
+		}
+		if spec, err := cluster.Parse("etcd:"+specKey, record.Value); err == nil {
+			name = fmt.Sprintf("cluster %q", spec.Metadata.Name)
+		}
+	}
+	return foreign(fmt.Sprintf("its %s is of %s, which is not this one, whatever its name", specKey, name))
+}
+
+func foreign(why string) error {
+	return &cluster.Problem{
+		What: "etcd cannot be used by this cluster", Why: why, Err: ErrForeign, Exit: cluster.ExitRefused,
+		Do: "give each cluster an etcd of its own, with nothing below /registry/ and /kuorum/",
+	}
+}
 
 // Seed writes the cluster.yaml of a new cluster. Where there is one already it
 // stays: every founder may call it, at any time.
@@ -64,7 +161,7 @@ func (r *Register) Spec(ctx context.Context) (*cluster.Spec, error) {
 }
 
 func (r *Register) spec(ctx context.Context) (*cluster.Spec, int64, error) {
-	record, err := r.etcd.Record(ctx, specKey)
+	record, err := r.record(ctx)
 	if err != nil {
 		return nil, 0, err
 	}
@@ -77,6 +174,26 @@ func (r *Register) spec(ctx context.Context) (*cluster.Spec, int64, error) {
 	}
 	spec, err := cluster.Parse("etcd:"+specKey, record.Value)
 	return spec, record.Revision, err
+}
+
+// record is cluster.yaml as it stands in etcd.
+func (r *Register) record(ctx context.Context) (etcd.Record, error) {
+	if r.id == "" {
+		return r.etcd.Record(ctx, specKey)
+	}
+	records, err := r.etcd.Records(ctx, ownedPrefix)
+	if err != nil {
+		return etcd.Record{}, err
+	}
+	if err := checkOwner(records, r.id); err != nil {
+		return etcd.Record{}, err
+	}
+	for _, record := range records {
+		if record.Key == specKey {
+			return record, nil
+		}
+	}
+	return etcd.Record{Key: specKey}, nil
 }
 
 // Follow calls changed with the cluster.yaml as the member of the register's

@@ -203,6 +203,9 @@ func unknownNode(spec *cluster.Spec, name string) error {
 func (s *Service) guard(ctx context.Context, spec *cluster.Spec, node cluster.Node, force bool) (Removed, error) { //nolint:revive // the flag is the user's
 	voters := advise.Voters(spec, s.Agents.Reports(ctx, spec.Spec.Nodes))
 	sums := Removed{Before: cluster.SumOf(voters), After: cluster.Removed(voters, node.Name)}
+	if !spec.HasMember(node) { // a voter of that name would be somebody else's
+		sums.After = sums.Before
+	}
 	if force || !spec.HasMember(node) {
 		return sums, nil
 	}
@@ -218,9 +221,10 @@ func (s *Service) removeMember(ctx context.Context, node cluster.Node) error {
 	return s.removeMembers(ctx, node, ids)
 }
 
-// membersOf lists the IDs of a node's members; a worker has none.
+// membersOf lists the IDs of a node's members; a worker has none, and members that
+// somebody else runs are nobody's.
 func (s *Service) membersOf(ctx context.Context, node cluster.Node) ([]string, error) {
-	if node.Role == cluster.RoleWorker {
+	if node.Role == cluster.RoleWorker || s.External {
 		return nil, nil
 	}
 	members, err := s.Etcd.Members(ctx)

@@ -34,8 +34,10 @@ type Service struct {
 	Self     string // the server's own name
 	Register *Register
 	Etcd     *etcd.Client // of its own member, or of all
-	// Apart tells that etcd's members are on machines of their own.
-	Apart  bool
+	// Apart tells that etcd's members are on machines of their own, External that
+	// somebody else runs them: then none is ever changed, whatever it is called.
+	Apart, External bool
+
 	Agents *agent.Client
 	Dir    string // /etc/kuorum
 	Log    *slog.Logger
@@ -60,6 +62,7 @@ func (s *Service) Check(ctx context.Context, r Request) (Plan, error) {
 		return Plan{}, err
 	}
 	plan := Plan{Cluster: spec.Metadata.Name, Servers: established(spec.Servers(), joins, r.Name), Replaces: replaces}
+	plan.Endpoints = spec.Spec.Etcd.External.Endpoints
 	if spec.EtcdApart() {
 		plan.Etcd = established(spec.EtcdNodes(), joins, r.Name)
 	}

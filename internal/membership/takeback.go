@@ -169,6 +169,11 @@ func (s *Service) watch(ctx context.Context, prefix string, nothing *atomic.Bool
 func (s *Service) sweep(ctx context.Context) error {
 	ctx, cancel := context.WithTimeout(ctx, settle+5*time.Second)
 	defer cancel()
+	if s.External { // it may be another cluster's
+		if _, err := s.Register.Spec(ctx); err != nil {
+			return err
+		}
+	}
 	if mine, err := s.sweeps(ctx); err != nil || !mine {
 		return err
 	}

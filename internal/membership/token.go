@@ -78,9 +78,13 @@ func (r *Register) takes(ctx context.Context, role cluster.Role) error {
 	if err != nil || spec.EtcdApart() {
 		return err
 	}
+	why := "its etcd is on the servers, and stays there"
+	if spec.EtcdExternal() {
+		why = "somebody else runs its etcd"
+	}
 	return &cluster.Problem{
 		What: "no etcd node can join cluster " + spec.Metadata.Name,
-		Why:  "its etcd is on the servers, and stays there", Do: "let a server join: kuorum token create", Exit: cluster.ExitRefused,
+		Why:  why, Do: "let a server join: kuorum token create", Exit: cluster.ExitRefused,
 	}
 }
 

@@ -95,7 +95,7 @@ func NewAgent(options Options, disk membership.Disk) (*Agent, error) {
 		return nil, fmt.Errorf("cannot configure node %s: %w", machine.Node.Name, err)
 	}
 	a.renewAtStart()
-	a.supervisor, err = supervise.New(filepath.Join(component.RunDir, "components"), options.Log, processes(machine, a.components))
+	a.supervisor, err = supervise.New(filepath.Join(component.RunDir, "components"), options.Log, a.holdBack(processes(machine, a.components)))
 	if err != nil {
 		return nil, fmt.Errorf("cannot supervise node %s: %w", machine.Node.Name, err)
 	}

@@ -78,7 +78,9 @@ func (a *Agent) membersAPI() http.Handler {
 		a.readAgain()
 	})
 	if a.server != nil {
-		a.server.memberAPI(mux)
+		more := http.NewServeMux()
+		a.server.memberAPI(more)
+		mux.Handle("/", a.server.owned(more))
 	}
 	if a.member != nil {
 		mux.HandleFunc("POST "+membership.RebuildPath, serve(func(r *http.Request, _ nothing) (nothing, error) {

@@ -5,7 +5,6 @@ import (
 	"crypto/tls"
 	"errors"
 	"fmt"
-	"os"
 	"path/filepath"
 	"sync"
 
@@ -15,7 +14,6 @@ import (
 	"kuorum/internal/etcd"
 	"kuorum/internal/kubeapi"
 	"kuorum/internal/membership"
-	"kuorum/internal/pki"
 )
 
 // member is the etcd member of a node that has one. It is asked alone, so that
@@ -27,7 +25,7 @@ type member struct {
 }
 
 func newMember(timers cluster.Etcd) (*member, error) {
-	client, err := dialEtcd(component.EtcdClient)
+	client, err := dialEtcd(component.EtcdFilesOf(&cluster.Spec{}, component.EtcDir), component.EtcdClient)
 	if err != nil {
 		return nil, err
 	}
@@ -53,7 +51,9 @@ func (m *member) status(ctx context.Context) *cluster.EtcdStatus {
 type server struct {
 	etcd  *etcd.Client
 	apart bool // etcd is on other machines, and etcd asks all of its members
-	api   apiClient
+	// external is etcd again if somebody else runs it, else nil.
+	external *external
+	api      apiClient
 
 	address string // the node's own
 	members *membership.Service
@@ -66,8 +66,13 @@ func newServer(m component.Machine, options Options, agents *agent.Client, own *
 	var err error
 	if own != nil {
 		s.etcd = own.etcd
-	} else if s.etcd, err = dialEtcd(component.EtcdEndpoints(m.Spec, m.Node)...); err != nil {
+	} else if s.etcd, err = dialEtcd(component.EtcdFilesOf(m.Spec, component.EtcDir), component.EtcdEndpoints(m.Spec, m.Node)...); err != nil {
 		return nil, err
+	}
+	if m.Spec.EtcdExternal() {
+		if s.external, err = newExternal(m.Spec, component.EtcDir, s.etcd); err != nil {
+			return nil, errors.Join(err, s.etcd.Close())
+		}
 	}
 	api, err := kubeapi.New(filepath.Join(component.EtcDir, "agent.conf"), askAPI)
 	if err != nil {
@@ -78,8 +83,8 @@ func newServer(m component.Machine, options Options, agents *agent.Client, own *
 	return s, nil
 }
 
-func dialEtcd(endpoints ...string) (*etcd.Client, error) {
-	config, err := etcdTLS(filepath.Join(component.EtcDir, "pki/etcd"))
+func dialEtcd(files component.EtcdFiles, endpoints ...string) (*etcd.Client, error) {
+	config, err := etcdTLS(files)
 	if err != nil {
 		return nil, fmt.Errorf("cannot talk to etcd: %w", err)
 	}
@@ -88,20 +93,11 @@ func dialEtcd(endpoints ...string) (*etcd.Client, error) {
 
 // etcdTLS reads the client certificate again for each connection, so that a
 // renewed one is used without a restart.
-func etcdTLS(dir string) (*tls.Config, error) {
-	var files [3][]byte
-	paths := []string{filepath.Join(dir, "ca.crt"), filepath.Join(dir, "agent-client.crt"), filepath.Join(dir, "agent-client.key")}
-	for i, path := range paths {
-		data, err := os.ReadFile(path)
-		if err != nil {
-			return nil, err
-		}
-		files[i] = data
-	}
-	config, err := pki.EtcdClientTLS(files[0], pki.Pair{Cert: files[1], Key: files[2]})
+func etcdTLS(files component.EtcdFiles) (*tls.Config, error) {
+	config, err := membership.EtcdTLS(files)
 	if err != nil {
 		return nil, err
 	}
-	membership.Reread(config, paths[1], paths[2])
+	membership.Reread(config, files.Cert, files.Key)
 	return config, nil
 }

@@ -95,12 +95,26 @@ func (a *Agent) isIn(spec *cluster.Spec) bool {
 	return ok && n.Address == a.machine.Node.Address
 }
 
+// isOurs tells whether a cluster.yaml is of this node's cluster. Another's never
+// counts, and what it says of this node least of all.
+func (a *Agent) isOurs(spec *cluster.Spec) bool {
+	own := a.machine.Spec.Metadata.Name
+	if spec.Metadata.Name == own {
+		return true
+	}
+	a.options.Log.Error("this is the cluster.yaml of another cluster, and is not followed", "cluster", spec.Metadata.Name, "own", own)
+	return false
+}
+
 // askSpec asks another server what a quorum agrees on; a server without a member
 // asks etcd itself first.
 func (a *Agent) askSpec(ctx context.Context) {
 	spec, err := a.quorumSpec(ctx)
 	if err != nil {
 		return // it is asked again
+	}
+	if !a.isOurs(spec) {
+		return
 	}
 	if !a.isIn(spec) {
 		a.leave()
@@ -113,8 +127,10 @@ func (a *Agent) quorumSpec(ctx context.Context) (*cluster.Spec, error) {
 	if a.server != nil && a.server.apart {
 		limited, cancel := context.WithTimeout(ctx, askPatience)
 		defer cancel()
-		if spec, err := a.server.members.Register.Spec(limited); err == nil {
-			return spec, nil
+		spec, err := a.server.members.Register.Spec(limited)
+		a.server.external.note(err)
+		if err == nil || errors.Is(err, membership.ErrForeign) {
+			return spec, err
 		} // its list of members may be old
 	}
 	var spec cluster.Spec
@@ -140,7 +156,7 @@ func (a *Agent) leave() { a.removedOnce.Do(func() { close(a.removed) }) }
 func (a *Agent) adopt(spec *cluster.Spec) {
 	a.adopting.Lock()
 	defer a.adopting.Unlock()
-	if same(a.spec.Load(), spec) {
+	if same(a.spec.Load(), spec) || !a.isOurs(spec) {
 		return
 	}
 	machine := a.machine

@@ -68,6 +68,8 @@ func TestAskSpec(t *testing.T) {
 	moved.Address = "198.18.0.150"
 	replaced, err := spec.With(moved)
 	without, other := spec.Without("w1")
+	foreign := *without
+	foreign.Metadata.Name = "shop"
 	if err := errors.Join(err, other); err != nil {
 		t.Fatal(err)
 	}
@@ -80,6 +82,7 @@ func TestAskSpec(t *testing.T) {
 		{"as before", spec, false},
 		{"removed", without, true},
 		{"replaced by another machine", replaced, true},
+		{"another cluster, which has no such node", &foreign, false},
 	} {
 		says.Store(test.says)
 		a := &Agent{

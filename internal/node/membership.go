@@ -27,13 +27,14 @@ const (
 
 // joinAPI is for machines that have a token and no certificate yet.
 func (s *server) joinAPI(mux *http.ServeMux) {
-	mux.HandleFunc("POST "+membership.CheckPath, serve(func(r *http.Request, in membership.Request) (membership.Plan, error) {
+	handle := func(path string, h http.Handler) { mux.Handle("POST "+path, s.owned(h)) }
+	handle(membership.CheckPath, serve(func(r *http.Request, in membership.Request) (membership.Plan, error) {
 		return s.members.Check(r.Context(), in)
 	}))
-	mux.HandleFunc("POST "+membership.JoinPath, serve(func(r *http.Request, in membership.Request) (membership.Admission, error) {
+	handle(membership.JoinPath, serve(func(r *http.Request, in membership.Request) (membership.Admission, error) {
 		return s.members.Join(r.Context(), in)
 	}))
-	mux.HandleFunc("POST "+membership.CancelPath, serve(func(r *http.Request, in membership.Request) (nothing, error) {
+	handle(membership.CancelPath, serve(func(r *http.Request, in membership.Request) (nothing, error) {
 		return nothing{}, s.members.Cancel(r.Context(), in)
 	}))
 }
@@ -208,6 +209,10 @@ func (a *Agent) rebuild(ctx context.Context) (nothing, error) {
 
 // seed writes the cluster.yaml of a new cluster to etcd.
 func (a *Agent) seed(ctx context.Context) {
+	if a.server.external != nil {
+		a.claim(ctx)
+		return
+	}
 	if !a.joined() {
 		return // it came from there
 	}
@@ -232,8 +237,12 @@ func (c apiClient) deleteNode(ctx context.Context, name string) error {
 
 // newMembership is the part of a server's agent that lets others join.
 func newMembership(m component.Machine, options Options, s *server, agents *agent.Client) *membership.Service {
+	register := membership.NewRegister(s.etcd)
+	if s.external != nil {
+		register = membership.NewSharedRegister(s.etcd, s.external.id)
+	}
 	return &membership.Service{
-		Self: m.Node.Name, Register: membership.NewRegister(s.etcd), Etcd: s.etcd, Apart: s.apart, Agents: agents,
+		Self: m.Node.Name, Register: register, Etcd: s.etcd, Apart: s.apart, External: s.external != nil, Agents: agents,
 		Dir: component.EtcDir, Log: options.Log, DeleteNode: s.api.deleteNode,
 	}
 }

@@ -43,6 +43,9 @@ func (a *Agent) Status(ctx context.Context) cluster.NodeStatus {
 	if a.server != nil {
 		all.Go(func() { s.Leaders = a.server.leaders(ctx) })
 	}
+	if a.server != nil && a.server.external != nil {
+		all.Go(func() { s.External = a.server.external.status(ctx) })
+	}
 	all.Wait()
 	for _, c := range states {
 		s.Ready = s.Ready && c.Phase == supervise.PhaseReady

@@ -63,7 +63,7 @@ func (s *Supervisor) ensure(ctx context.Context, u *unit) bool {
 	if old != nil && !outdated {
 		return true
 	}
-	if !s.awaitNeeds(ctx, u) {
+	if !s.awaitNeeds(ctx, u) || !s.awaitMay(ctx, u) {
 		return false
 	}
 	// It may have ended before something that it goes with.
@@ -96,6 +96,27 @@ func (s *Supervisor) awaitNeeds(ctx context.Context, u *unit) bool {
 		})
 		select {
 		case <-u.needs[i].wasReady:
+		case <-ctx.Done():
+		}
+	}
+	return false
+}
+
+// awaitMay blocks until the unit may start. It returns false when ctx is done.
+func (s *Supervisor) awaitMay(ctx context.Context, u *unit) bool {
+	if u.May == nil {
+		return true
+	}
+	tick := time.NewTicker(firstBackoff)
+	defer tick.Stop()
+	for ctx.Err() == nil {
+		err := u.May(ctx)
+		if err == nil {
+			return true
+		}
+		s.update(u, func() { u.state.Phase, u.state.Message = PhaseWaiting, err.Error() })
+		select {
+		case <-tick.C:
 		case <-ctx.Done():
 		}
 	}

@@ -51,6 +51,10 @@ type Process struct {
 	// one of them is replaced, this one ends before it and starts after it,
 	// so that its clients are sent elsewhere in peace.
 	With []string
+	// May is asked before each start, until it is nil: its error is why the process
+	// must not start yet. It must end soon after its context. One that runs already is
+	// left alone. A nil May means that it always may.
+	May func(context.Context) error
 	// Ready is a live probe: nil when the process does its work now, else
 	// why not. It must return soon after its context is done; it gets 2 s and
 	// may run several times at once. A nil Ready means: ready while it runs.

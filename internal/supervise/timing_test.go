@@ -310,3 +310,38 @@ func size(t *testing.T, path string) int64 {
 	}
 	return info.Size()
 }
+
+// TestMayHoldsBack: what may not start says why, starts as soon as it may, and is
+// asked again before each start.
+func TestMayHoldsBack(t *testing.T) {
+	f := &fakeSystem{life: 10 * time.Second}
+	var no atomic.Pointer[error]
+	reason := errors.New("the data is another's")
+	no.Store(&reason)
+	may := func(context.Context) error {
+		if err := no.Load(); err != nil {
+			return *err
+		}
+		return nil
+	}
+	inBubble(t, f, []Process{{Name: "a", May: may}, {Name: "b", After: []string{"a"}}}, func(t *testing.T, s *Supervisor) {
+		pass(time.Minute)
+		if st := s.States()[0]; st.Phase != PhaseWaiting || st.Message != reason.Error() || len(f.startTimes()) != 0 {
+			t.Errorf("held back it is %+v, with %d starts", st, len(f.startTimes()))
+		}
+		no.Store(nil)
+		pass(time.Second)
+		if len(f.startTimes()) != 2 {
+			t.Errorf("%d starts, of two processes", len(f.startTimes()))
+		}
+		no.Store(&reason)
+		pass(5 * time.Second)
+		if st := s.States()[0]; st.Phase != PhaseReady {
+			t.Errorf("what runs is not left alone: %+v", st)
+		}
+		pass(10 * time.Second)
+		if st := s.States()[0]; st.Phase != PhaseWaiting || st.PID != 0 {
+			t.Errorf("it started again though it may not: %+v", st)
+		}
+	})
+}
