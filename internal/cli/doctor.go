@@ -249,6 +249,9 @@ func (p patient) measureWays(ctx context.Context) (all, peers []doctor.Way) {
 		servers = []int{component.PortEtcdPeer, agent.Port, component.PortAPIServer}
 	}
 	ways := doctor.MeasureWays(ctx, others(p.spec.Servers()), servers)
+	if p.spec.EtcdExternal() && p.self.Role == cluster.RoleServer {
+		return append(ways, measureEndpoints(ctx, p.spec)...), ways
+	}
 	if !p.spec.EtcdApart() || p.self.Role == cluster.RoleWorker {
 		return ways, ways
 	}

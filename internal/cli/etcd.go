@@ -23,7 +23,8 @@ func (a *app) etcdCommand() *cobra.Command {
 		Use:   "etcd",
 		Short: "etcd's members and their databases: look, remove, promote, make room",
 		Long: `What only looks (status, members, alarms) asks the nodes' agents and needs no quorum. What changes
-something does, but for defrag, which is refused while any member is not well.`,
+something does, but for defrag, which is refused while any member is not well. Where somebody else runs etcd
+(spec.etcd.external) nothing is changed: such verbs are refused (exit code 5).`,
 		Example: `  kuorum etcd status                       every member, how far it is and how full
   kuorum etcd members                      the member list
   kuorum etcd remove cp3                   take a member off the list for good
@@ -46,6 +47,9 @@ type etcdWork struct {
 	client  *etcd.Client // of all members
 	timeout time.Duration
 	dryRun  bool
+	// ask is what to ask those for who run etcd, if somebody else does: it is not
+	// done then. Empty: the verb changes nothing.
+	ask string
 }
 
 func (w *etcdWork) bind(cmd *cobra.Command, timeout time.Duration) {
@@ -60,6 +64,12 @@ func (w *etcdWork) run(ctx context.Context, do func(context.Context) error) erro
 	var err error
 	if w.target, err = w.app.target(); err != nil {
 		return err
+	}
+	if w.target.spec.EtcdExternal() {
+		if w.ask != "" {
+			return refuseTheirs(w.target.spec, w.ask)
+		}
+		return do(ctx) // which asks agents only
 	}
 	if w.client, err = w.target.etcd(component.ClientURLs(w.target.spec)...); err != nil {
 		return err

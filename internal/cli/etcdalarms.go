@@ -23,7 +23,7 @@ const (
 )
 
 func (a *app) etcdAlarms() *cobra.Command {
-	w, output, disarm := &etcdWork{app: a}, "", false
+	w, output, disarm := &etcdWork{app: a, ask: "mend what caused the alarms, then to disarm them"}, "", false
 	cmd := &cobra.Command{
 		Use:   "alarms",
 		Short: "The alarms that stop all writes; take them back when the cause is mended",

@@ -25,7 +25,7 @@ const keepHistory = 1000
 type defragOrder func(map[string]cluster.EtcdStatus) ([]string, error)
 
 func (a *app) etcdDefrag() *cobra.Command {
-	w, order, force := &etcdWork{app: a}, defragOrder(etcd.DefragOrder), false
+	w, order, force := &etcdWork{app: a, ask: "defragment its databases"}, defragOrder(etcd.DefragOrder), false
 	cmd := &cobra.Command{
 		Use:   "defrag [NAME|ID...]",
 		Short: "Give the free pages of the databases back to the disk",
@@ -211,7 +211,7 @@ func gainText(before advise.Member, now advise.Etcd) string {
 }
 
 func (a *app) etcdCompact() *cobra.Command {
-	w, revision, keep := &etcdWork{app: a}, int64(0), int64(keepHistory)
+	w, revision, keep := &etcdWork{app: a, ask: "forget its history (API servers ask it to every five minutes)"}, int64(0), int64(keepHistory)
 	cmd := &cobra.Command{
 		Use:   "compact",
 		Short: "Forget what keys were before",

@@ -24,7 +24,7 @@ const (
 )
 
 func (a *app) etcdRemove() *cobra.Command {
-	w, force := &etcdWork{app: a}, false
+	w, force := &etcdWork{app: a, ask: "take that member off the list"}, false
 	cmd := &cobra.Command{
 		Use:   "remove NAME|ID",
 		Short: "Take a member off the list for good",
@@ -130,7 +130,7 @@ func (w *etcdWork) settled(ctx context.Context, do func() error) error {
 }
 
 func (a *app) etcdPromote() *cobra.Command {
-	w := &etcdWork{app: a}
+	w := &etcdWork{app: a, ask: "promote that learner"}
 	cmd := &cobra.Command{
 		Use:   "promote NAME|ID",
 		Short: "Give a learner its vote, as soon as it has caught up",

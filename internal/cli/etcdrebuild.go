@@ -35,6 +35,9 @@ the node, whose components stop for some seconds; its pods go on. All other vote
 			if err != nil {
 				return err
 			}
+			if t.spec.EtcdExternal() {
+				return refuseTheirs(t.spec, "replace the damaged member")
+			}
 			node, ok := t.spec.Node(args[0])
 			if !ok || !t.spec.HasMember(node) {
 				return usage("%q is no node of cluster %s with a member of etcd", args[0], t.spec.Metadata.Name)

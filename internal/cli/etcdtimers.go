@@ -41,7 +41,12 @@ Measure while the cluster does its usual work: an idle disk promises too much.`,
   kuorum etcd timers --apply --dry-run
   kuorum etcd timers --heartbeat 50ms --election-timeout 500ms`,
 		Args: cobra.NoArgs,
-		RunE: func(cmd *cobra.Command, _ []string) error { return w.run(cmd.Context(), w.show) },
+		RunE: func(cmd *cobra.Command, _ []string) error {
+			if w.apply || w.heartbeat != 0 {
+				w.ask = "set its timers"
+			}
+			return w.run(cmd.Context(), w.show)
+		},
 	}
 	w.bind(cmd, 10*time.Minute)
 	cmd.Flags().BoolVar(&w.apply, "apply", false, "set the timers that the measurements allow")
@@ -74,6 +79,10 @@ func (w *etcdTimers) show(ctx context.Context) error {
 	if err := w.app.table(func(out io.Writer) { writeTimers(out, now) }); err != nil {
 		return err
 	}
+	if w.target.spec.EtcdExternal() {
+		w.app.talk("what it measures, and runs with, only those know who run it\n")
+		return nil
+	}
 	_, err = fmt.Fprintf(w.app.process.Out, "\npossible: heartbeat %v, election timeout %v (kuorum etcd timers --apply)\n  %s\n",
 		advice.Heartbeat, advice.Election, strings.Join(advice.Reasons, "\n  "))
 	return err
@@ -83,7 +92,7 @@ func (w *etcdTimers) show(ctx context.Context) error {
 func writeTimers(w io.Writer, e advise.Etcd) {
 	fmt.Fprintln(w, "MEMBER\tHEARTBEAT\tELECTION TIMEOUT\tFSYNC P99\tRTT TO THE FURTHEST")
 	for _, m := range e.Members {
-		if m.Status == nil {
+		if m.Status == nil || m.Status.Heartbeat == 0 {
 			fmt.Fprintf(w, "%s\t-\t-\t-\t-\n", m.Label)
 			continue
 		}

@@ -230,6 +230,9 @@ func nodeRow(n cluster.NodeReport, s cluster.Status) []string {
 	}
 	row[2], row[3] = readyWord(n.Status.Ready), componentWord(*n.Status, "kube-apiserver")
 	copy(row[4:], etcdWords(n.Status.Etcd, s))
+	if e := n.Status.External; e != nil {
+		row[4] = reachText(*e)
+	}
 	if d := n.Status.Disk; d.SizeBytes > 0 {
 		row[9] = bytesText(d.FreeBytes)
 	}
@@ -310,11 +313,10 @@ func leadersText(s cluster.Status) string {
 func databaseText(s cluster.Status) string {
 	var largest *cluster.EtcdStatus
 	for _, n := range s.Nodes {
-		if n.Status == nil || n.Status.Etcd == nil || n.Status.Etcd.Error != "" {
-			continue
-		}
-		if largest == nil || n.Status.Etcd.DBBytes > largest.DBBytes {
-			largest = n.Status.Etcd
+		for _, e := range membersSeen(n) {
+			if e.Error == "" && (largest == nil || e.DBBytes > largest.DBBytes) {
+				largest = e
+			}
 		}
 	}
 	if largest == nil {

@@ -112,7 +112,7 @@ func nodeTarget(dir string) (target, error) {
 	if err != nil {
 		return target{}, unreadable(err)
 	}
-	keys := func(name string) string { return filepath.Join(dir, "pki/etcd", name) }
+	keys := component.EtcdFilesOf(spec, dir)
 	return target{
 		spec:   spec,
 		agents: func() (*agent.Client, error) { return agents, nil },
@@ -120,7 +120,7 @@ func nodeTarget(dir string) (target, error) {
 			return agents.Reports(ctx, spec.Spec.Nodes), nil
 		},
 		etcd: func(endpoints ...string) (*etcd.Client, error) {
-			return dialEtcd(etcd.Config{Endpoints: endpoints}, keys("ca.crt"), keys("agent-client.crt"), keys("agent-client.key"))
+			return dialEtcd(etcd.Config{Endpoints: endpoints}, keys.CA, keys.Cert, keys.Key)
 		},
 	}, nil
 }

@@ -66,6 +66,17 @@ func TestOwnEtcd(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
+	external := *spec
+	external.Spec.Etcd = cluster.Etcd{External: cluster.ExternalEtcd{Endpoints: []string{"https://10.0.0.1:2379"}}}
+	external.Spec.Nodes = spec.Servers()
+	dir := t.TempDir()
+	if err := (membership.Disk{Spec: &external, Name: "cp1"}).Write(dir); err != nil {
+		t.Fatal(err)
+	}
+	endpoints, keys := ownEtcd(dir)
+	if strings.Join(endpoints, " ") != "https://10.0.0.1:2379" || keys.Key != dir+"/pki/etcd-external/client.key" {
+		t.Errorf("somebody else's etcd is asked at %v with %+v", endpoints, keys)
+	}
 	for name, want := range map[string]string{
 		"e2": component.EtcdClient, "cp1": "https://198.18.0.51:2379 https://198.18.0.52:2379", "": component.EtcdClient,
 	} {
@@ -75,8 +86,9 @@ func TestOwnEtcd(t *testing.T) {
 				t.Fatal(err)
 			}
 		}
-		if got := strings.Join(ownEtcd(dir), " "); got != want {
-			t.Errorf("%q asks %s, want %s", name, got, want)
+		endpoints, keys := ownEtcd(dir)
+		if got := strings.Join(endpoints, " "); got != want || keys.Cert != dir+"/pki/etcd/agent-client.crt" {
+			t.Errorf("%q asks %s, want %s, with %+v", name, got, want, keys)
 		}
 	}
 }

@@ -47,11 +47,11 @@ func onMachine() bool {
 // toolOnMachine becomes the tool, with the node's own files.
 func (a *app) toolOnMachine(name string, args []string) error {
 	etc := func(file string) string { return filepath.Join(component.EtcDir, file) }
+	endpoints, keys := ownEtcd(component.EtcDir)
 	env := map[string]map[string]string{
 		"kubectl": {"KUBECONFIG": etc("admin.conf")},
 		"etcdctl": {
-			"ETCDCTL_ENDPOINTS": strings.Join(ownEtcd(component.EtcDir), ","), "ETCDCTL_CACERT": etc("pki/etcd/ca.crt"),
-			"ETCDCTL_CERT": etc("pki/etcd/agent-client.crt"), "ETCDCTL_KEY": etc("pki/etcd/agent-client.key"),
+			"ETCDCTL_ENDPOINTS": strings.Join(endpoints, ","), "ETCDCTL_CACERT": keys.CA, "ETCDCTL_CERT": keys.Cert, "ETCDCTL_KEY": keys.Key,
 		},
 		"ctr": {"CONTAINERD_ADDRESS": component.ContainerdSocket, "CONTAINERD_NAMESPACE": "k8s.io"},
 	}[name]
@@ -59,15 +59,15 @@ func (a *app) toolOnMachine(name string, args []string) error {
 	return become(path, append([]string{path}, args...), a.environ(env))
 }
 
-// ownEtcd is where the node whose files are below dir finds etcd. On a machine
-// that is none the tool says itself that nobody answers.
-func ownEtcd(dir string) []string {
+// ownEtcd is where the node whose files are below dir finds etcd, and what it shows
+// it. On a machine that is none the tool says itself that nobody answers.
+func ownEtcd(dir string) ([]string, component.EtcdFiles) {
 	disk, err := membership.Read(dir)
 	if err != nil {
-		return []string{component.EtcdClient}
+		return []string{component.EtcdClient}, component.EtcdFilesOf(&cluster.Spec{}, dir)
 	}
 	node, _ := disk.Spec.Node(disk.Name)
-	return component.EtcdEndpoints(disk.Spec, node)
+	return component.EtcdEndpoints(disk.Spec, node), component.EtcdFilesOf(disk.Spec, dir)
 }
 
 func (a *app) tool(cmd *cobra.Command, name string, args []string) error {
@@ -91,8 +91,20 @@ func (a *app) tool(cmd *cobra.Command, name string, args []string) error {
 }
 
 // etcdctl becomes the tool inside the lab's network, with every member as an
-// endpoint; its files are the caller's own.
+// endpoint; its files are the caller's own. An etcd that somebody else runs
+// elsewhere is asked from the host's network.
 func (a *app) etcdctl(l *lab.Lab, args []string) error {
+	env := a.environ(map[string]string{
+		"ETCDCTL_ENDPOINTS": strings.Join(component.ClientURLs(l.Nodes()), ","), "ETCDCTL_CACERT": l.Client("etcd-ca.crt"),
+		"ETCDCTL_CERT": l.Client("etcd.crt"), "ETCDCTL_KEY": l.Client("etcd.key"),
+	})
+	if l.Spec.EtcdExternal() && !insideLab(l.Spec) {
+		path, err := a.bundled("etcdctl")
+		if err != nil {
+			return err
+		}
+		return become(path, append([]string{"etcdctl"}, args...), env)
+	}
 	pid, ok := l.Running()
 	if !ok || pid == 0 {
 		return &cluster.Problem{What: fmt.Sprintf("lab %q is not running", l.Name), Do: "kuorum up " + l.Name, Exit: cluster.ExitNoQuorum}
@@ -101,10 +113,6 @@ func (a *app) etcdctl(l *lab.Lab, args []string) error {
 	if err != nil {
 		return err
 	}
-	env := a.environ(map[string]string{
-		"ETCDCTL_ENDPOINTS": strings.Join(component.ClientURLs(l.Nodes()), ","), "ETCDCTL_CACERT": l.Client("etcd-ca.crt"),
-		"ETCDCTL_CERT": l.Client("etcd.crt"), "ETCDCTL_KEY": l.Client("etcd.key"),
-	})
 	return host.ExecInNetwork(pid, path, append([]string{"etcdctl"}, args...), env)
 }
 

@@ -74,11 +74,15 @@ func (a *app) up(cmd *cobra.Command, o upOptions) error {
 	for _, warning := range spec.Warnings() {
 		a.talk("note: %s\n", warning)
 	}
+	spec, external, err := takeEtcdFiles(store, o.file, spec, time.Now())
+	if err != nil {
+		return err
+	}
 	b, err := a.bundle()
 	if err != nil {
 		return err
 	}
-	u := &lab.Up{Store: store, Spec: spec, Bundle: b, Wait: o.wait}
+	u := &lab.Up{Store: store, Spec: spec, External: external, Bundle: b, Wait: o.wait}
 	if !o.noKubeconfig {
 		if u.KubeconfigFile, err = a.kubeconfig(); err != nil {
 			return err
@@ -163,8 +167,11 @@ func (a *app) welcome(u *lab.Up, took time.Duration) {
 	l := u.Lab()
 	members := l.Spec.EtcdNodes()
 	voters := len(members)
-	a.talk("\ncluster %s is up after %.1f s: %s, quorum %d, may lose %d\n", l.Name, took.Seconds(),
-		count(voters, "voter"), cluster.Quorum(voters), cluster.MayLose(voters))
+	sum := fmt.Sprintf("%s, quorum %d, may lose %d", count(voters, "voter"), cluster.Quorum(voters), cluster.MayLose(voters))
+	if l.Spec.EtcdExternal() {
+		sum = "etcd is run by somebody else, kuorum status tells how it is"
+	}
+	a.talk("\ncluster %s is up after %.1f s: %s\n", l.Name, took.Seconds(), sum)
 	a.talk("API at %s", l.Server())
 	if u.KubeconfigFile.Path != "" && u.KubeconfigFile.Switch {
 		a.talk(", kubectl's context is now %s", l.Context())

@@ -110,6 +110,12 @@ func (s Store) lab(name string) *Lab {
 // own files. state.json is written last and makes the lab exist; whatever an
 // interrupted creation left is replaced.
 func (s Store) create(spec *cluster.Spec, port int, now time.Time) (*Lab, error) {
+	return s.createWith(nil, spec, port, now)
+}
+
+// createWith is create for a cluster that shows external to an etcd which somebody
+// else runs; nil: it has its own.
+func (s Store) createWith(external *pki.ExternalEtcd, spec *cluster.Spec, port int, now time.Time) (*Lab, error) {
 	l := s.lab(spec.Metadata.Name)
 	l.Spec, l.State = spec, State{Port: port, Created: now.UTC().Truncate(time.Second)}
 	if err := os.RemoveAll(l.path("machines")); err != nil {
@@ -119,7 +125,7 @@ func (s Store) create(spec *cluster.Spec, port int, now time.Time) (*Lab, error)
 	if err != nil {
 		return nil, err
 	}
-	if err := l.writeKeys(now); err != nil {
+	if err := l.writeKeys(external, now); err != nil {
 		return nil, fmt.Errorf("cannot make lab %q: %w", l.Name, err)
 	}
 	if err := host.WriteFile(l.path("cluster.yaml"), text, 0o644); err != nil {
@@ -132,11 +138,12 @@ func (s Store) create(spec *cluster.Spec, port int, now time.Time) (*Lab, error)
 	return l, host.WriteFile(l.path("state.json"), append(state, '\n'), 0o644)
 }
 
-func (l *Lab) writeKeys(now time.Time) error {
+func (l *Lab) writeKeys(external *pki.ExternalEtcd, now time.Time) error {
 	set, err := pki.NewSet(now)
 	if err != nil {
 		return err
 	}
+	set.External = external
 	set.LeafLife = time.Duration(l.Spec.Spec.Certificates.Life)
 	for name, data := range set.Files() {
 		if err := host.WriteFile(l.path("pki", name), data, 0o600); err != nil {
@@ -177,6 +184,10 @@ func (l *Lab) writeClients(set *pki.Set, now time.Time) error {
 	if err != nil {
 		return err
 	}
+	etcdCA := set.Etcd.Pair().Cert
+	if set.External != nil {
+		etcd, etcdCA = set.External.Client, set.External.CA
+	}
 	agent, err := set.AgentClientPair("kuorum-admin", now)
 	if err != nil {
 		return err
@@ -190,7 +201,7 @@ func (l *Lab) writeClients(set *pki.Set, now time.Time) error {
 		host.WriteFile(l.path("clients/ca.crt"), set.Cluster.Pair().Cert, 0o644),
 		host.WriteFile(l.path("clients/endpoint.crt"), endpoint.Cert, 0o600),
 		host.WriteFile(l.path("clients/endpoint.key"), endpoint.Key, 0o600),
-		host.WriteFile(l.path("clients/etcd-ca.crt"), set.Etcd.Pair().Cert, 0o644),
+		host.WriteFile(l.path("clients/etcd-ca.crt"), etcdCA, 0o644),
 		host.WriteFile(l.path("clients/etcd.crt"), etcd.Cert, 0o600),
 		host.WriteFile(l.path("clients/etcd.key"), etcd.Key, 0o600),
 		host.WriteFile(l.path("clients/agent-ca.crt"), set.Agents.Pair().Cert, 0o644),

@@ -2,12 +2,17 @@ package lab
 
 import (
 	"context"
+	"errors"
 	"fmt"
 	"os"
+	"time"
 
 	"kuorum/internal/cluster"
 	"kuorum/internal/doctor"
+	"kuorum/internal/etcd"
 	"kuorum/internal/host"
+	"kuorum/internal/membership"
+	"kuorum/internal/pki"
 )
 
 // checkHost refuses what could not work before anything is made, in the words
@@ -33,6 +38,29 @@ func checkHost(ctx context.Context, root string, spec *cluster.Spec, l *Lab) err
 		return err
 	}
 	return doctor.OverlayDisk(facts.Disk.Dir, host.TryOverlay(facts.Disk.Dir)).Problem()
+}
+
+// etcdPatience is how long a look at somebody else's etcd may take.
+const etcdPatience = 5 * time.Second
+
+// checkEtcd refuses an etcd that has another cluster's data. One that cannot be
+// reached from here is left to the servers, which look again.
+func (u *Up) checkEtcd(ctx context.Context) error {
+	config, err := pki.ExternalEtcdTLS(u.External.CA, u.External.Client)
+	if err != nil {
+		return err
+	}
+	client, err := etcd.Dial(etcd.Config{Endpoints: u.Spec.Spec.Etcd.External.Endpoints, TLS: config})
+	if err != nil {
+		return err
+	}
+	defer func() { _ = client.Close() }() // nothing was written
+	limited, cancel := context.WithTimeout(ctx, etcdPatience)
+	defer cancel()
+	if err := membership.Vacant(limited, client); errors.Is(err, membership.ErrForeign) {
+		return err
+	}
+	return context.Cause(ctx)
 }
 
 // CheckRoom refuses a further machine that this host has no room for.

@@ -19,6 +19,7 @@ import (
 	"kuorum/internal/component"
 	"kuorum/internal/host"
 	"kuorum/internal/kubeconfig"
+	"kuorum/internal/pki"
 	"kuorum/internal/step"
 )
 
@@ -27,6 +28,9 @@ type Up struct {
 	Store  Store
 	Spec   *cluster.Spec
 	Bundle *bundle.Bundle
+	// External is what a new cluster shows to an etcd that somebody else runs; nil: it
+	// has its own, or the lab exists.
+	External *pki.ExternalEtcd
 	// KubeconfigFile is merged into; "" leaves everybody's kubeconfig alone.
 	KubeconfigFile kubeconfig.File
 	// Wait for nodes and a first pod; false returns when the machines are on.
@@ -43,10 +47,15 @@ func (u *Up) Steps() []step.Step {
 	name := u.Spec.Metadata.Name
 	steps := []step.Step{
 		{Name: "check this host", Do: u.check},
+	}
+	if u.External != nil {
+		steps = append(steps, step.Step{Name: "check that etcd is empty, if it can be reached from here", Do: u.checkEtcd})
+	}
+	steps = append(steps, []step.Step{
 		{Name: "unpack the bundle", Do: u.unpack},
 		{Name: "write lab " + name, Do: u.write},
 		{Name: "power the machines on", Do: u.power},
-	}
+	}...)
 	if u.KubeconfigFile.Path != "" {
 		steps = append(steps, step.Step{Name: "merge the kubeconfig into " + u.KubeconfigFile.Path, Do: u.merge})
 	}
@@ -121,7 +130,7 @@ func (u *Up) write(context.Context) error {
 	if err != nil {
 		return err
 	}
-	u.lab, err = u.Store.create(u.Spec, port, time.Now())
+	u.lab, err = u.Store.createWith(u.External, u.Spec, port, time.Now())
 	return err
 }
 
