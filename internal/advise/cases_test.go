@@ -11,6 +11,7 @@ type scene struct {
 	name             string
 	servers, workers int // 0 servers mean 3
 	etcd             int // nodes of etcd's own
+	external         int // members that somebody else runs
 	change           func(w *world)
 	state            cluster.State
 	want             []string // as codes writes them
@@ -24,7 +25,7 @@ func scenes() []scene {
 		{name: "four servers", servers: 4, change: func(*world) {}, state: cluster.StateHealthy, want: []string{"info etcd-even"}},
 	}
 	for _, list := range [][]scene{
-		lossScenes(), partitionScenes(), memberScenes(), componentScenes(), spaceScenes(), diskScenes(), clockScenes(), otherScenes(), apartScenes(),
+		lossScenes(), partitionScenes(), memberScenes(), componentScenes(), spaceScenes(), diskScenes(), clockScenes(), otherScenes(), apartScenes(), externalScenes(),
 	} {
 		all = append(all, list...)
 	}

@@ -124,7 +124,7 @@ func (v *view) blocked(r cluster.NodeReport, c cluster.ComponentStatus) bool {
 	if c.Name == endpoint {
 		return !v.sum.Holds() || v.noAPI()
 	}
-	if c.Name == apiserver && !v.sum.Holds() {
+	if c.Name == apiserver && (!v.sum.Holds() || foreignWhy(r) != "") {
 		return true
 	}
 	return slices.ContainsFunc(needs(c.Name), func(need string) bool { return v.down(r, need) })

@@ -27,9 +27,13 @@ const (
 	faultLearner            // does not vote yet
 	faultLagging            // votes by the list, and does not know it yet
 	faultApart              // follows no leader, or another one
+	faultUnnamed            // somebody else runs it, and no endpoint leads to it
 )
 
 func (v *view) faultOf(m member) fault {
+	if v.spec.EtcdExternal() {
+		return v.externalFault(m)
+	}
 	switch r := v.report(m.node); {
 	case m.node == "":
 		return faultStranger
@@ -81,6 +85,10 @@ func (v *view) nodeFault(r cluster.NodeReport) fault {
 func (v *view) memberFaults() []cluster.Finding {
 	var all []cluster.Finding
 	for _, m := range v.members {
+		if v.spec.EtcdExternal() && m.status == nil {
+			all = append(all, v.externalSilent(m)...)
+			continue
+		}
 		switch v.faultOf(m) {
 		case faultStranger, faultReplaced:
 			all = append(all, v.unknownMember(m))
@@ -154,7 +162,7 @@ func (v *view) learner(m member) cluster.Finding {
 		Code:     codeEtcdLearner,
 		Severity: cluster.SeverityInfo,
 		Node:     m.node,
-		What:     fmt.Sprintf("etcd of %s is a learner: it does not vote yet", m.node),
+		What:     fmt.Sprintf("etcd of %s is a learner: it does not vote yet", m.name),
 		Why:      fmt.Sprintf("it is %d entries behind", v.lag(m)),
 		Do:       "kuorum etcd promote " + m.name,
 	}
@@ -170,7 +178,7 @@ func (v *view) apart(m member) []cluster.Finding {
 		Code:     codeEtcdNoLeader,
 		Severity: cluster.SeverityCritical,
 		Node:     m.node,
-		What:     fmt.Sprintf("etcd of %s does not follow the leader, %s", m.node, v.leader()),
+		What:     fmt.Sprintf("etcd of %s does not follow the leader, %s", m.name, v.leader()),
 		Why:      fmt.Sprintf("it %s: the others do not reach it, or it does not reach them (port 2380)", v.position(m.status)),
 		Do:       "kuorum logs " + m.node + " etcd",
 	}}
@@ -180,9 +188,9 @@ func (v *view) behind(m member) []cluster.Finding {
 	f := cluster.Finding{Code: codeEtcdBehind, Severity: cluster.SeverityWarning, Node: m.node, Do: "kuorum etcd status"}
 	switch lag := v.lag(m); {
 	case m.status.Learner && !m.Learner:
-		f.What = fmt.Sprintf("etcd of %s is behind: it does not know yet that it votes", m.node)
+		f.What = fmt.Sprintf("etcd of %s is behind: it does not know yet that it votes", m.name)
 	case lag > behindEntries:
-		f.What = fmt.Sprintf("etcd of %s is %d entries behind", m.node, lag)
+		f.What = fmt.Sprintf("etcd of %s is %d entries behind", m.name, lag)
 	default:
 		return nil
 	}

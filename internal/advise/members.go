@@ -28,7 +28,7 @@ type Member struct {
 	Label string `json:"label"`
 	Node  string `json:"node,omitempty"` // of the spec that it runs on; empty: none
 	// State is leader, follower, learner, apart (it follows no leader, or
-	// another one), or down.
+	// another one), down, or unknown.
 	State   string `json:"state"`
 	Healthy bool   `json:"healthy"`       // it takes part; a learner: it follows the leader
 	Why     string `json:"why,omitempty"` // it is not healthy
@@ -44,6 +44,7 @@ const (
 	MemberLearner  = "learner"
 	MemberApart    = "apart"
 	MemberDown     = "down"
+	MemberUnknown  = "unknown" // somebody else runs it, and nobody can ask it
 )
 
 // ReviewEtcd is the part of Review that is about etcd, in more detail.
@@ -66,7 +67,7 @@ func ReviewEtcd(spec *cluster.Spec, reports []cluster.NodeReport, now time.Time)
 
 func (v *view) tell(m member) Member {
 	told := Member{EtcdMember: m.EtcdMember, Label: m.name, Node: m.node, State: v.stateOf(m), Status: m.status}
-	told.Healthy = m.status != nil && v.follows(m.status) && (m.Learner || v.takesPart(m))
+	told.Healthy = m.status != nil && v.follows(m.status) && (m.Learner || v.takesPart(m)) || v.presumed[m.ID]
 	if !told.Healthy {
 		told.Why = v.absence(m)
 	}
@@ -78,6 +79,10 @@ func (v *view) tell(m member) Member {
 
 func (v *view) stateOf(m member) string {
 	switch {
+	case m.status == nil && v.presumed[m.ID] && m.ID == v.best.Leader:
+		return MemberLeader
+	case m.status == nil && v.faultOf(m) == faultUnnamed:
+		return MemberUnknown
 	case m.status == nil:
 		return MemberDown
 	case !v.follows(m.status):

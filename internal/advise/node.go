@@ -106,11 +106,29 @@ func ahead(offset time.Duration) string {
 	return offset.Round(100*time.Millisecond).String() + " ahead"
 }
 
+// theirCertificates is where a node has what an etcd that somebody else runs was
+// given to it with: only they can renew that.
+const theirCertificates = "pki/etcd-external/"
+
 // certificates is one finding for all certificates of a node: those that have
-// expired, else those that soon will.
+// expired, else those that soon will. What others gave is a finding of its own.
 func (v *view) certificates(r cluster.NodeReport) []cluster.Finding {
-	var expired, soon []cluster.CertificateStatus
+	var own, theirs []cluster.CertificateStatus
 	for _, c := range r.Status.Certificates {
+		if strings.HasPrefix(c.File, theirCertificates) {
+			theirs = append(theirs, c)
+			continue
+		}
+		own = append(own, c)
+	}
+	return append(
+		certificatesOf(r, own, fmt.Sprintf("Renew the certificates of %s, then restart its components.", r.Name)),
+		certificatesOf(r, theirs, fmt.Sprintf("Ask those who run etcd for a new one, and put it on each server: /etc/kuorum/%s.", theirCertificates))...)
+}
+
+func certificatesOf(r cluster.NodeReport, list []cluster.CertificateStatus, do string) []cluster.Finding {
+	var expired, soon []cluster.CertificateStatus
+	for _, c := range list {
 		left := c.Until.Sub(r.Status.Time) // the asker's clock may be wrong
 		switch {
 		case left <= 0:
@@ -119,7 +137,7 @@ func (v *view) certificates(r cluster.NodeReport) []cluster.Finding {
 			soon = append(soon, c)
 		}
 	}
-	f := cluster.Finding{Node: r.Name, Do: fmt.Sprintf("Renew the certificates of %s, then restart its components.", r.Name)}
+	f := cluster.Finding{Node: r.Name, Do: do}
 	switch {
 	case len(expired) > 0:
 		f.Code, f.Severity = codeCertificateExpired, cluster.SeverityCritical

@@ -12,6 +12,9 @@ func (v *view) quorum() []cluster.Finding {
 	if v.sum.Holds() {
 		return nil
 	}
+	if v.spec.EtcdExternal() && !v.anybodyLooks() {
+		return []cluster.Finding{v.nobodyLooks()}
+	}
 	var names, causes []string
 	unreachable := 0
 	for _, m := range v.missing() {
@@ -48,6 +51,9 @@ func (v *view) missing() []member {
 
 // absence says why a voter does not take part, after its name.
 func (v *view) absence(m member) string {
+	if v.spec.EtcdExternal() && m.status == nil {
+		return v.silenceOf(m)
+	}
 	r := v.report(m.node)
 	switch v.faultOf(m) {
 	case faultStranger:
@@ -107,13 +113,16 @@ func (v *view) regain() string {
 // it could be.
 func (v *view) reserve() []cluster.Finding {
 	n, noun := v.sum.Voters, "server"
-	if v.spec.EtcdApart() {
+	switch {
+	case v.spec.EtcdExternal():
+		noun = "etcd member"
+	case v.spec.EtcdApart():
 		noun = "etcd node"
 	}
 	switch {
 	case !v.sum.Holds():
 		return nil
-	case n == 1 && len(v.spec.EtcdNodes()) == 1:
+	case n == 1 && (v.spec.EtcdExternal() || len(v.spec.EtcdNodes()) == 1):
 		return []cluster.Finding{{
 			Code:     codeEtcdSingle,
 			Severity: cluster.SeverityInfo,

@@ -132,6 +132,9 @@ func randomWorld(t *testing.T, seed uint64) *world {
 	t.Helper()
 	r := rand.New(rand.NewPCG(seed, 0))
 	w := wellWorldApart(t, []int{0, 0, 3}[r.IntN(3)], 1+r.IntN(5), r.IntN(3))
+	if r.IntN(4) == 0 {
+		w = wellWorldExternal(t, 1+r.IntN(5), 1+r.IntN(3), r.IntN(3))
+	}
 	for range r.IntN(9) {
 		report := &w.reports[r.IntN(len(w.reports))]
 		if report.Status == nil {
@@ -172,6 +175,27 @@ func happenToNode(r *rand.Rand, report *cluster.NodeReport) {
 
 func happenToEtcd(r *rand.Rand, w *world, s *cluster.NodeStatus) {
 	e := s.Etcd
+	if s.External != nil {
+		at := &s.External.Endpoints[r.IntN(len(s.External.Endpoints))]
+		switch r.IntN(5) {
+		case 0:
+			s.External = nil
+			return
+		case 1:
+			at.EtcdStatus = cluster.EtcdStatus{Error: "connection refused"}
+			return
+		case 2:
+			s.External.Agrees = true
+			return
+		case 3:
+			s.External.Foreign = "it is of another"
+			return
+		}
+		e = &at.EtcdStatus
+		if e.Error != "" {
+			return
+		}
+	}
 	if e == nil {
 		return
 	}

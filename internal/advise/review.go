@@ -42,13 +42,17 @@ type view struct {
 	// answers.
 	best    *cluster.EtcdStatus
 	members []member // of best's list, or the spec's etcd nodes without one
-	sum     cluster.QuorumSum
+	// presumed are the IDs of members that somebody else runs, that do not answer, and
+	// that take part by what others say.
+	presumed map[string]bool
+	sum      cluster.QuorumSum
 }
 
 func newView(spec *cluster.Spec, reports []cluster.NodeReport, now time.Time) *view {
 	v := &view{spec: spec, now: now, nodes: ordered(spec, reports)}
 	v.best = best(v.nodes)
 	v.members = v.listMembers()
+	v.presume()
 	v.sum = cluster.SumOf(v.voters())
 	return v
 }
@@ -106,9 +110,12 @@ func (v *view) findings() []cluster.Finding {
 	all := []cluster.Finding{}
 	for _, look := range []func() []cluster.Finding{
 		v.quorum, v.reserve, v.memberFaults, v.notMembers, v.timers, v.space, v.alarms,
-		v.unreachable, v.components, v.leaseHolders, v.clocks, v.versions, v.stale,
+		v.unreachable, v.components, v.leaseHolders, v.clocks, v.versions, v.stale, v.foreign, v.endpoints,
 	} {
 		all = append(all, look()...)
+	}
+	for i, f := range all {
+		all[i] = v.theirs(f)
 	}
 	for _, r := range v.answering() {
 		all = append(all, v.disk(r)...)

@@ -14,6 +14,9 @@ import (
 func (s scene) play(t *testing.T) cluster.Status {
 	t.Helper()
 	w := wellWorldApart(t, s.etcd, cmp.Or(s.servers, 3), s.workers)
+	if s.external > 0 {
+		w = wellWorldExternal(t, s.external, cmp.Or(s.servers, 3), s.workers)
+	}
 	s.change(w)
 	return w.review()
 }

@@ -151,13 +151,13 @@ func (v *view) space() []cluster.Finding {
 		switch {
 		case s.QuotaBytes > 0 && s.DBBytes >= s.QuotaBytes/100*quotaNearPercent:
 			f.Code, f.Severity = codeEtcdQuotaNear, cluster.SeverityWarning
-			f.What = fmt.Sprintf("etcd's database on %s is near its quota, where writes stop", m.node)
+			f.What = fmt.Sprintf("etcd's database on %s is near its quota, where writes stop", m.name)
 			if !halfEmpty {
 				f.Do = "kuorum etcd compact && kuorum etcd defrag"
 			}
 		case s.DBBytes > fragmentedBytes && halfEmpty:
 			f.Code, f.Severity = codeEtcdFragmented, cluster.SeverityInfo
-			f.What = fmt.Sprintf("less than half of etcd's database file on %s is in use", m.node)
+			f.What = fmt.Sprintf("less than half of etcd's database file on %s is in use", m.name)
 		default:
 			continue
 		}

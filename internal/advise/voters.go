@@ -10,12 +10,14 @@ import (
 
 // Voters lists the etcd members that vote, in the spec's order, and whether
 // each takes part in the quorum now. Without any member that answers, the
-// spec's etcd nodes stand for them, none of them healthy. reports are as for
+// spec's etcd nodes stand for them, none of them healthy. Those that somebody else
+// runs are called by their IDs, so that none is taken for a node. reports are as for
 // Review.
 func Voters(spec *cluster.Spec, reports []cluster.NodeReport) []cluster.Voter {
 	v := &view{spec: spec, nodes: ordered(spec, reports)}
 	v.best = best(v.nodes)
 	v.members = v.listMembers()
+	v.presume()
 	return v.voters()
 }
 
@@ -38,12 +40,10 @@ type member struct {
 func best(nodes []cluster.NodeReport) *cluster.EtcdStatus {
 	var found *cluster.EtcdStatus
 	for _, r := range nodes {
-		s := etcdOf(r)
-		if s == nil || len(s.Members) == 0 {
-			continue
-		}
-		if found == nil || trust(s, found) > 0 {
-			found = s
+		for _, s := range statusesOf(r) {
+			if len(s.Members) > 0 && (found == nil || trust(s, found) > 0) {
+				found = s
+			}
 		}
 	}
 	return found
@@ -71,6 +71,9 @@ func etcdOf(r cluster.NodeReport) *cluster.EtcdStatus {
 // by name and ID.
 func (v *view) listMembers() []member {
 	var list []member
+	if v.best == nil && v.spec.EtcdExternal() {
+		return v.endpointsAsMembers()
+	}
 	if v.best == nil {
 		for _, n := range v.spec.EtcdNodes() {
 			list = append(list, member{EtcdMember: cluster.EtcdMember{Name: n.Name}, name: n.Name, node: n.Name})
@@ -78,7 +81,10 @@ func (v *view) listMembers() []member {
 		return list
 	}
 	for _, m := range v.best.Members {
-		node := nodeOf(v.spec, m)
+		node := ""
+		if !v.spec.EtcdExternal() { // a member that somebody else runs may be called as a node is
+			node = nodeOf(v.spec, m)
+		}
 		list = append(list, member{
 			EtcdMember: m, name: cmp.Or(m.Name, node, m.ID), node: node, status: v.statusOf(m.ID),
 		})
@@ -115,13 +121,17 @@ func nodeOf(spec *cluster.Spec, m cluster.EtcdMember) string {
 }
 
 // statusOf is what the member with that ID says; nil when none answers.
+// Several servers may tell of one that somebody else runs: the newest counts.
 func (v *view) statusOf(id string) *cluster.EtcdStatus {
+	var found *cluster.EtcdStatus
 	for _, r := range v.nodes {
-		if s := etcdOf(r); s != nil && s.ID == id {
-			return s
+		for _, s := range statusesOf(r) {
+			if s.ID == id && (found == nil || trust(s, found) > 0) {
+				found = s
+			}
 		}
 	}
-	return nil
+	return found
 }
 
 // listed tells whether a member of that ID is in the list.
@@ -142,8 +152,12 @@ func (v *view) nameOf(id string) string {
 func (v *view) voters() []cluster.Voter {
 	voters := []cluster.Voter{}
 	for _, m := range v.members {
+		name := m.name
+		if v.spec.EtcdExternal() {
+			name = "external/" + m.ID
+		}
 		if !m.Learner {
-			voters = append(voters, cluster.Voter{Name: m.name, Healthy: v.takesPart(m)})
+			voters = append(voters, cluster.Voter{Name: name, Healthy: v.takesPart(m)})
 		}
 	}
 	return voters
@@ -153,7 +167,7 @@ func (v *view) voters() []cluster.Voter {
 // answers, knows that it votes, and agrees with the best member on the leader
 // and its term. One cut off may name an old leader for a while.
 func (v *view) takesPart(m member) bool {
-	return m.status != nil && !m.status.Learner && v.follows(m.status)
+	return v.presumed[m.ID] || m.status != nil && !m.status.Learner && v.follows(m.status)
 }
 
 func (v *view) follows(s *cluster.EtcdStatus) bool {
