@@ -112,3 +112,45 @@ func TestChangedEtcdNodesRestartTheAPIServerOnly(t *testing.T) {
 		}
 	}
 }
+
+// TestServerOnEtcdOfSomebodyElse: it runs no etcd and waits for none, asks their
+// endpoints with what they gave, and is in all else as one whose etcd is apart.
+func TestServerOnEtcdOfSomebodyElse(t *testing.T) {
+	apart := machineOf(t, 3, "cp1")
+	external := apart
+	spec := *apart.Spec
+	spec.Spec.Etcd = cluster.Etcd{External: cluster.ExternalEtcd{Endpoints: []string{"https://10.0.0.1:2379", "https://etcd.example.com:2379"}}}
+	spec.Spec.Nodes = spec.KubernetesNodes()
+	external.Spec = &spec
+	server := find(t, external, "kube-apiserver")
+	for flag, want := range map[string]string{
+		"etcd-servers": "https://10.0.0.1:2379,https://etcd.example.com:2379", "etcd-cafile": "/etc/kuorum/pki/etcd-external/ca.crt",
+		"etcd-certfile": "/etc/kuorum/pki/etcd-external/client.crt", "etcd-keyfile": "/etc/kuorum/pki/etcd-external/client.key",
+	} {
+		if got := flagOf(t, server, flag); got != want {
+			t.Errorf("--%s is %s, want %s", flag, got, want)
+		}
+	}
+	if len(server.After) != 0 || len(server.With) != 0 {
+		t.Errorf("kube-apiserver waits for %v, goes with %v", server.After, server.With)
+	}
+	var names, same []string
+	for _, c := range For(external) {
+		names = append(names, c.Name)
+	}
+	for _, c := range For(apart) {
+		same = append(same, c.Name)
+	}
+	if diff := cmp.Diff(same, names); diff != "" {
+		t.Errorf("components (-apart +external):\n%s", diff)
+	}
+	own := EtcdFilesOf(apart.Spec, EtcDir)
+	if want := (EtcdFiles{CA: "/etc/kuorum/pki/etcd/ca.crt", Cert: "/etc/kuorum/pki/etcd/agent-client.crt", Key: "/etc/kuorum/pki/etcd/agent-client.key"}); own != want {
+		t.Errorf("an agent shows %+v to the cluster's own etcd", own)
+	}
+	for _, p := range Ports(external.Spec, external.Node) {
+		if p.Program == "etcd" {
+			t.Errorf("it has the port %s of etcd", p.Address)
+		}
+	}
+}
