@@ -21,7 +21,7 @@ import (
 func testDaemon(t *testing.T, servers, workers int) (Store, *daemon) {
 	t.Helper()
 	s := Store{Root: t.TempDir(), Exe: "/kuorum"}
-	l, err := s.create(newSpec(t, servers, workers), 26443, time.Now())
+	l, err := s.create(nil, newSpec(t, servers, workers), 26443, time.Now())
 	if err != nil {
 		t.Fatal(err)
 	}

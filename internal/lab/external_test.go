@@ -140,7 +140,7 @@ func TestCheckEtcd(t *testing.T) {
 func TestCreateOnTheirEtcd(t *testing.T) {
 	t.Parallel()
 	e := newTheirEtcd(t)
-	l, err := (Store{Root: t.TempDir(), Exe: "/bin/true"}).createWith(e.given, onTheirs(t, e), 26443, time.Now())
+	l, err := (Store{Root: t.TempDir(), Exe: "/bin/true"}).create(e.given, onTheirs(t, e), 26443, time.Now())
 	if err != nil {
 		t.Fatal(err)
 	}

@@ -108,14 +108,9 @@ func (s Store) lab(name string) *Lab {
 
 // create writes a new lab down: its Spec, its authorities and every machine's
 // own files. state.json is written last and makes the lab exist; whatever an
-// interrupted creation left is replaced.
-func (s Store) create(spec *cluster.Spec, port int, now time.Time) (*Lab, error) {
-	return s.createWith(nil, spec, port, now)
-}
-
-// createWith is create for a cluster that shows external to an etcd which somebody
-// else runs; nil: it has its own.
-func (s Store) createWith(external *pki.ExternalEtcd, spec *cluster.Spec, port int, now time.Time) (*Lab, error) {
+// interrupted creation left is replaced. external is what is shown to an etcd that
+// somebody else runs; nil: the cluster has its own.
+func (s Store) create(external *pki.ExternalEtcd, spec *cluster.Spec, port int, now time.Time) (*Lab, error) {
 	l := s.lab(spec.Metadata.Name)
 	l.Spec, l.State = spec, State{Port: port, Created: now.UTC().Truncate(time.Second)}
 	if err := os.RemoveAll(l.path("machines")); err != nil {

@@ -101,7 +101,7 @@ func TestInterruptedCreate(t *testing.T) {
 	if got, err := s.Names(); err != nil || len(got) != 1 {
 		t.Errorf("half a lab cannot be removed: %q, %v", got, err)
 	}
-	if _, err := s.create(l.Spec, 26443, time.Now()); err != nil {
+	if _, err := s.create(nil, l.Spec, 26443, time.Now()); err != nil {
 		t.Fatal(err)
 	}
 	if _, err := os.Stat(stale); !errors.Is(err, fs.ErrNotExist) {
@@ -278,7 +278,7 @@ func TestCreateEtcdApart(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	l, err := (Store{Root: t.TempDir(), Exe: "/bin/true"}).create(spec, 26443, time.Now())
+	l, err := (Store{Root: t.TempDir(), Exe: "/bin/true"}).create(nil, spec, 26443, time.Now())
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -377,7 +377,7 @@ func testLab(t *testing.T) (Store, *Lab) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	l, err := s.create(spec, 26443, time.Now())
+	l, err := s.create(nil, spec, 26443, time.Now())
 	if err != nil {
 		t.Fatal(err)
 	}

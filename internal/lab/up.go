@@ -130,7 +130,7 @@ func (u *Up) write(context.Context) error {
 	if err != nil {
 		return err
 	}
-	u.lab, err = u.Store.createWith(u.External, u.Spec, port, time.Now())
+	u.lab, err = u.Store.create(u.External, u.Spec, port, time.Now())
 	return err
 }
 
