@@ -41,21 +41,22 @@ func (v *view) anybodyLooks() bool {
 // nobodyLooks is the finding where no server answers: what is with etcd then, only
 // those know who run it.
 func (v *view) nobodyLooks() cluster.Finding {
-	var why, start []string
+	var why, do []string
 	for _, n := range v.spec.Servers() {
 		r := v.report(n.Name)
 		if answered(r) {
 			why = append(why, n.Name+" does not tell")
+			do = append(do, "kuorum logs "+n.Name+" agent")
 			continue
 		}
 		why = append(why, n.Name+" does not answer: "+silence(r))
-		start = append(start, "kuorum lab start --wait=false "+n.Name)
+		do = append(do, "kuorum lab start --wait=false "+n.Name)
 	}
 	return cluster.Finding{
 		Code: codeNoQuorum, Severity: cluster.SeverityCritical,
 		What: "whether etcd has a quorum nobody can tell: no server answers that would ask it",
 		Why:  strings.Join(why, "; "),
-		Do:   strings.Join(start, "; "),
+		Do:   strings.Join(do, "; "),
 	}
 }
 
@@ -223,7 +224,7 @@ func (v *view) endpoints() []cluster.Finding {
 			all = append(all, cluster.Finding{
 				Code: codeEtcdEndpoint, Severity: cluster.SeverityWarning, Node: name,
 				What: fmt.Sprintf("%s does not reach the endpoint %s of etcd", name, e.url),
-				Why:  fmt.Sprintf("%s; %s reaches it", e.why[name], strings.Join(e.reached, ", ")),
+				Why:  fmt.Sprintf("%s; it is reached by %s", e.why[name], strings.Join(e.reached, ", ")),
 				Do:   fmt.Sprintf("Open the way from %s to %s (firewall, routes).", name, strings.TrimPrefix(e.url, "https://")),
 			})
 		}

@@ -86,8 +86,8 @@ type EtcdMember struct {
 // ExternalEtcdStatus is an etcd that somebody else runs, as one server sees it.
 type ExternalEtcdStatus struct {
 	Endpoints []EtcdEndpoint `json:"endpoints"` // in the order of cluster.yaml
-	// Agrees tells that a quorum has just answered. It is asked for only when the
-	// members that answer themselves are none.
+	// Agrees tells that a quorum has just answered, also if its members cannot all be
+	// asked how they are.
 	Agrees bool `json:"agrees,omitempty"`
 	// Foreign is why this cluster must not use it: there is another's data. Empty:
 	// none is known of.
