@@ -23,7 +23,7 @@ var layers = []string{
 	"cluster host step",
 	"pki supervise bundle agent advise",
 	"component doctor endpoint etcd kubeapi kubeconfig",
-	"membership",
+	"membership relocation",
 	"node lab",
 	"cli",
 }

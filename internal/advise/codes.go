@@ -5,6 +5,7 @@ package advise
 const (
 	codeNoQuorum            = "no-quorum"
 	codeNodeUnreachable     = "node-unreachable"
+	codeAddressLost         = "address-lost"
 	codeComponentDown       = "component-down"
 	codeComponentCrashLoop  = "component-crash-loop"
 	codeEtcdDown            = "etcd-down"

@@ -50,7 +50,7 @@ func (v *view) components() []cluster.Finding {
 	var all []cluster.Finding
 	for _, r := range v.answering() {
 		for _, c := range r.Status.Components {
-			if c.Phase == phaseReady || v.blocked(r, c) {
+			if c.Phase == phaseReady || astray(r) || v.blocked(r, c) {
 				continue
 			}
 			all = append(all, componentFinding(r, c))

@@ -15,11 +15,11 @@ import (
 func (a *app) nodeCommand() *cobra.Command {
 	cmd := &cobra.Command{
 		Use:   "node",
-		Short: "Nodes of the cluster: remove one, dead or alive",
+		Short: "Nodes of the cluster: remove one, dead or alive, or tell where they are",
 		Args:  cobra.NoArgs,
 		RunE:  func(cmd *cobra.Command, _ []string) error { return cmd.Help() },
 	}
-	cmd.AddCommand(a.nodeRemove())
+	cmd.AddCommand(a.nodeRemove(), a.nodeAddress())
 	return cmd
 }
 

@@ -22,6 +22,10 @@ type NodeStatus struct {
 	// Stale names components that run as an earlier cluster.yaml had them: they
 	// need a restart of the agent.
 	Stale []string `json:"stale,omitempty"`
+	// Lost is the address that the node has in cluster.yaml and not on its
+	// machine, which has Addresses. Nothing of the node is started then.
+	Lost      string   `json:"lost,omitempty"`
+	Addresses []string `json:"addresses,omitempty"`
 }
 
 // ComponentStatus is one program of a node.

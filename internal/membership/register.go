@@ -6,6 +6,7 @@
 package membership
 
 import (
+	"bytes"
 	"context"
 	"encoding/json"
 	"errors"
@@ -123,8 +124,31 @@ func (r *Register) edit(ctx context.Context, verb string, change func(*cluster.S
 // SetTimers writes etcd's timers to cluster.yaml. Members run with them when
 // they start next.
 func (r *Register) SetTimers(ctx context.Context, heartbeat, election time.Duration) error {
-	_, err := r.edit(ctx, "set etcd's timers", func(spec *cluster.Spec) (*cluster.Spec, []etcd.Change, error) {
-		next, err := spec.WithTimers(heartbeat, election)
+	return r.Change(ctx, "set etcd's timers", func(spec *cluster.Spec) (*cluster.Spec, error) {
+		return spec.WithTimers(heartbeat, election)
+	})
+}
+
+// Change edits cluster.yaml by change, which is called again when another edit
+// came first. What change leaves as it is, is not written.
+func (r *Register) Change(ctx context.Context, verb string, change func(*cluster.Spec) (*cluster.Spec, error)) error {
+	spec, err := r.Spec(ctx)
+	if err != nil {
+		return err
+	}
+	next, err := change(spec)
+	if err != nil {
+		return err
+	}
+	before, err := spec.YAML()
+	if err != nil {
+		return err
+	}
+	if after, err := next.YAML(); err != nil || bytes.Equal(before, after) {
+		return err
+	}
+	_, err = r.edit(ctx, verb, func(spec *cluster.Spec) (*cluster.Spec, []etcd.Change, error) {
+		next, err := change(spec)
 		return next, nil, err
 	})
 	return err

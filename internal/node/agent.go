@@ -52,6 +52,8 @@ type Agent struct {
 	server     *server       // nil on a node that is none
 	member     *member       // nil on a node without an etcd member
 	started    time.Time
+	place      place
+	detour     string // the rules that were loaded last
 
 	adopting    sync.Mutex
 	spec        atomic.Pointer[cluster.Spec]  // as the cluster has it
@@ -79,6 +81,11 @@ func NewAgent(options Options, disk membership.Disk) (*Agent, error) {
 		complete: make(chan struct{}), removed: make(chan struct{}), specChanged: make(chan struct{}, 1),
 		startOver: make(chan component.InitialCluster, 1), reread: make(chan struct{}, 1),
 	}
+	have, err := host.Addresses()
+	if err != nil {
+		return nil, err
+	}
+	a.place = findPlace(machine.Spec, machine.Node.Address, have)
 	a.spec.Store(machine.Spec)
 	if !disk.Joining {
 		close(a.complete)
@@ -91,10 +98,10 @@ func NewAgent(options Options, disk membership.Disk) (*Agent, error) {
 	if a.agents, err = membership.NodeClient(component.EtcDir); err != nil {
 		return nil, err
 	}
+	a.renewAtStart() // what follows reads the new ones
 	if err := a.connect(); err != nil {
 		return nil, fmt.Errorf("cannot configure node %s: %w", machine.Node.Name, err)
 	}
-	a.renewAtStart()
 	a.supervisor, err = supervise.New(filepath.Join(component.RunDir, "components"), options.Log, processes(machine, a.components))
 	if err != nil {
 		return nil, fmt.Errorf("cannot supervise node %s: %w", machine.Node.Name, err)
@@ -213,26 +220,15 @@ func (a *Agent) Run(ctx context.Context) error {
 	running, cancel := context.WithCancel(ctx)
 	defer cancel()
 	group, inner := errgroup.WithContext(running)
-	group.Go(func() error { return a.supervisor.Run(inner) })
 	group.Go(func() error { return a.serveAPI(inner) })
-	if a.machine.Node.Role != cluster.RoleEtcd { // there are pods
-		group.Go(func() error { return a.importImages(inner) })
-		group.Go(func() error { return a.keepCNI(inner) })
-	}
-	background(group, inner, a.followSpec, a.finishJoin, a.renewCertificates)
-	group.Go(func() error {
-		supervise.RotateLogs(inner, a.options.Log, filepath.Join(component.LogDir, component.AgentLog))
-		return nil
+	background(group, inner, a.watchPlace, func(ctx context.Context) {
+		supervise.RotateLogs(ctx, a.options.Log, filepath.Join(component.LogDir, component.AgentLog))
 	})
-	if a.member != nil {
-		background(group, inner, a.member.metrics.Run)
-	}
-	if a.server != nil {
-		group.Go(func() error { return a.applyObjects(inner) })
-		background(group, inner, a.server.members.Sweep, a.seed)
-	}
-	if a.server != nil && a.member != nil {
-		background(group, inner, a.watchSpec)
+	if a.place.astray {
+		a.options.Log.Warn("the node's address is not on this machine: it waits to be told where it is",
+			"address", a.machine.Node.Address, "has", a.place.addresses, "command", "kuorum node address")
+	} else {
+		a.work(group, inner)
 	}
 	stopped := false
 	var end error // why the node stops, and what comes then
@@ -275,6 +271,31 @@ func (a *Agent) Run(ctx context.Context) error {
 		return err
 	}
 	return end
+}
+
+// work is what a node does that is where it should be.
+func (a *Agent) work(group *errgroup.Group, ctx context.Context) { //nolint:revive // the group comes first, as in errgroup
+	if a.server != nil || a.member != nil {
+		if err := a.keepDetour(ctx, a.spec.Load()); err != nil { // before anybody looks for etcd's members
+			a.options.Log.Warn("will try again", "error", err)
+		}
+	}
+	group.Go(func() error { return a.supervisor.Run(ctx) })
+	if a.machine.Node.Role != cluster.RoleEtcd { // there are pods
+		group.Go(func() error { return a.importImages(ctx) })
+		group.Go(func() error { return a.keepCNI(ctx) })
+	}
+	background(group, ctx, a.followSpec, a.finishJoin, a.renewCertificates, a.followMoves)
+	if a.member != nil {
+		background(group, ctx, a.member.metrics.Run)
+	}
+	if a.server != nil {
+		group.Go(func() error { return a.applyObjects(ctx) })
+		background(group, ctx, a.server.members.Sweep, a.seed)
+	}
+	if a.server != nil && a.member != nil {
+		background(group, ctx, a.watchSpec)
+	}
 }
 
 // partInPeace stops what needs the server's etcd while that is still a member,

@@ -18,10 +18,11 @@ import (
 	"kuorum/internal/component"
 	"kuorum/internal/membership"
 	"kuorum/internal/pki"
+	"kuorum/internal/relocation"
 )
 
-// serveAPI answers other agents and the CLI on the node's address and on
-// loopback. Callers without a certificate get as far as the routes here.
+// serveAPI answers other agents and the CLI on the node's address, or where it
+// is astray, and on loopback. Callers without a certificate get as far as the routes here.
 func (a *Agent) serveAPI(ctx context.Context) error {
 	tlsConfig, err := agentTLS()
 	if err != nil {
@@ -33,8 +34,9 @@ func (a *Agent) serveAPI(ctx context.Context) error {
 		a.server.joinAPI(mux)
 	}
 	server := &http.Server{Handler: mux, TLSConfig: tlsConfig, ReadHeaderTimeout: 5 * time.Second, IdleTimeout: time.Minute}
-	failed := make(chan error, 2)
-	for _, address := range []string{a.machine.Node.Address, "127.0.0.1"} {
+	addresses := append([]string{"127.0.0.1"}, a.place.addresses...)
+	failed := make(chan error, len(addresses))
+	for _, address := range addresses {
 		ln, err := (&net.ListenConfig{}).Listen(ctx, "tcp", net.JoinHostPort(address, strconv.Itoa(agent.Port)))
 		if err != nil {
 			return fmt.Errorf("cannot serve the agent's API: %w", err)
@@ -77,8 +79,10 @@ func (a *Agent) membersAPI() http.Handler {
 		answer(w)
 		a.readAgain()
 	})
+	mux.HandleFunc("POST "+relocation.MovePath, a.move)
 	if a.server != nil {
 		a.server.memberAPI(mux)
+		mux.HandleFunc("POST "+membership.RenewPath, serve(a.renewOther))
 	}
 	if a.member != nil {
 		mux.HandleFunc("POST "+membership.RebuildPath, serve(func(r *http.Request, _ nothing) (nothing, error) {

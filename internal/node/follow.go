@@ -12,6 +12,7 @@ import (
 	"kuorum/internal/component"
 	"kuorum/internal/etcd"
 	"kuorum/internal/membership"
+	"kuorum/internal/relocation"
 )
 
 const (
@@ -82,17 +83,18 @@ func (a *Agent) etcdRuns(ctx context.Context) bool {
 // believes others only: a member may be behind.
 func (a *Agent) see(ctx context.Context, spec *cluster.Spec) {
 	if a.isIn(spec) {
-		a.adopt(spec)
+		a.adopt(ctx, spec)
 		return
 	}
 	a.askSpec(ctx)
 }
 
-// isIn tells whether the cluster still has this very node. One of its name at
-// another address has replaced it: addresses are fixed for life.
+// isIn tells whether the cluster still has this very node, which may have moved
+// since the node heard of it last. Another machine of its name has replaced it.
 func (a *Agent) isIn(spec *cluster.Spec) bool {
 	n, ok := spec.Node(a.machine.Node.Name)
-	return ok && n.Address == a.machine.Node.Address
+	own, _ := a.spec.Load().Node(a.machine.Node.Name)
+	return ok && relocation.Same(own, n)
 }
 
 // askSpec asks another server what a quorum agrees on; a server without a member
@@ -106,7 +108,7 @@ func (a *Agent) askSpec(ctx context.Context) {
 		a.leave()
 		return
 	}
-	a.adopt(spec)
+	a.adopt(ctx, spec)
 }
 
 func (a *Agent) quorumSpec(ctx context.Context) (*cluster.Spec, error) {
@@ -135,18 +137,36 @@ func (a *Agent) readAgain() {
 func (a *Agent) leave() { a.removedOnce.Do(func() { close(a.removed) }) }
 
 // adopt writes a changed cluster.yaml, and the files of components that read
-// theirs again while they run. Nothing is restarted: what needs that is done
-// when the agent starts next, and told by Status until then.
-func (a *Agent) adopt(spec *cluster.Spec) {
+// theirs again while they run. Nothing is restarted but what the move of this
+// very node touches, see take: other changes that need it wait for the agent's
+// next start, and are told by Status until then.
+func (a *Agent) adopt(ctx context.Context, heard *cluster.Spec) {
 	a.adopting.Lock()
 	defer a.adopting.Unlock()
-	if same(a.spec.Load(), spec) {
+	mine := a.spec.Load()
+	spec := relocation.Merge(mine, heard, a.sees(ctx, mine))
+	if same(mine, spec) {
 		return
 	}
-	machine := a.machine
-	machine.Spec = spec
+	err := spec.Validate()
+	again := false
+	if err == nil {
+		again, err = a.take(spec)
+	}
+	if err != nil {
+		a.options.Log.Error("cannot follow a change of cluster.yaml", "error", err)
+		return
+	}
+	if again {
+		a.readAgain()
+	}
+}
+
+// writeChanged writes the files of components that read them again, and returns
+// the names of those that do not.
+func (a *Agent) writeChanged(machine component.Machine) (stale []string, err error) {
 	wanted := component.For(machine)
-	stale := outdated(a.components, wanted)
+	stale = outdated(a.components, wanted)
 	var errs []error
 	for _, c := range wanted {
 		if slices.Contains(stale, c.Name) {
@@ -155,18 +175,7 @@ func (a *Agent) adopt(spec *cluster.Spec) {
 		}
 		errs = append(errs, writeFiles(c))
 	}
-	errs = append(errs, membership.WriteSpec(component.EtcDir, spec))
-	if err := errors.Join(errs...); err != nil {
-		a.options.Log.Error("cannot follow a change of cluster.yaml", "error", err)
-		return
-	}
-	a.spec.Store(spec)
-	a.stale.Store(&stale)
-	select {
-	case a.specChanged <- struct{}{}:
-	default: // one waits already
-	}
-	a.options.Log.Info("cluster.yaml has changed", "nodes", len(spec.Spec.Nodes), "servers", len(spec.Servers()))
+	return stale, errors.Join(errs...)
 }
 
 // outdated names the components that would be restarted.
