@@ -116,7 +116,7 @@ func forget(name string) []etcd.Change {
 }
 
 // Sweep takes joins back that nobody works on any more, and finishes such
-// removals, until ctx ends. Every server runs it; one of them acts, see sweeps.
+// removals, until ctx ends. Every server runs it; one of them acts, see Acts.
 func (s *Service) Sweep(ctx context.Context) {
 	tick := time.NewTicker(sweepEvery)
 	defer tick.Stop()
@@ -169,7 +169,7 @@ func (s *Service) watch(ctx context.Context, prefix string, nothing *atomic.Bool
 func (s *Service) sweep(ctx context.Context) error {
 	ctx, cancel := context.WithTimeout(ctx, settle+5*time.Second)
 	defer cancel()
-	if mine, err := s.sweeps(ctx); err != nil || !mine {
+	if mine, err := s.Acts(ctx); err != nil || !mine {
 		return err
 	}
 	if err := s.sweepLeaves(ctx, time.Now()); err != nil {
@@ -200,11 +200,11 @@ func (s *Service) Statuses(ctx context.Context) []cluster.EtcdStatus {
 	return []cluster.EtcdStatus{s.Etcd.Status(ctx)}
 }
 
-// sweeps tells whether it is this server that acts: the one whose member leads
-// or, where etcd is on other machines, the one that has put its name down, for
-// a while. Were there two of them by mistake, nothing would be harmed: whatever
+// Acts tells whether it is this server that acts where one is enough: the one
+// whose member leads or, where etcd is on other machines, the one that has put
+// its name down, for a while. Were there two of them by mistake, nothing would be harmed: whatever
 // they do is a transaction, or names a member by its ID.
-func (s *Service) sweeps(ctx context.Context) (bool, error) {
+func (s *Service) Acts(ctx context.Context) (bool, error) {
 	if !s.Apart {
 		own := s.Etcd.Status(ctx)
 		return own.Error == "" && own.Leader == own.ID, nil

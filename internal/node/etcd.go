@@ -57,6 +57,7 @@ type server struct {
 
 	address string // the node's own
 	members *membership.Service
+	waited  int // see correctMembers
 }
 
 // newServer uses the node's own member, which stays the caller's; nil: it has

@@ -20,6 +20,10 @@ import (
 // settleEvery is how often a node looks whether a move can come to its end.
 const settleEvery = 2 * time.Second
 
+// othersWait is how often a server that does not lead leaves it to the leader's
+// to tell etcd where its members are.
+const othersWait = 5
+
 // move takes the order that nodes are at other addresses now. It is checked,
 // and written to cluster.yaml before it is answered: what follows needs nobody.
 func (a *Agent) move(w http.ResponseWriter, r *http.Request) {
@@ -147,7 +151,7 @@ func (a *Agent) settle(ctx context.Context) error {
 	if len(relocation.Moving(spec)) == 0 {
 		return nil
 	}
-	if err := a.server.correctMembers(ctx, spec); err != nil {
+	if done, err := a.server.correctMembers(ctx, spec); err != nil || !done {
 		return err
 	}
 	arrived := own.Address == a.machine.Node.Address && len(own.Moved.From) > 0
@@ -180,19 +184,29 @@ func (a *Agent) lookAgain() {
 }
 
 // correctMembers tells etcd where its members are now. They stay the members
-// that they are.
-func (s *server) correctMembers(ctx context.Context, spec *cluster.Spec) error {
+// that they are. Raft takes one change of its members at a time and drops what
+// comes meanwhile, so it is left to one server, the leader's if it has one, and
+// done by others only when that does not come to it. It tells whether nothing is left to do.
+func (s *server) correctMembers(ctx context.Context, spec *cluster.Spec) (done bool, err error) {
 	members, err := s.etcd.Members(ctx)
 	if err != nil {
-		return err
+		return false, err
 	}
-	for _, c := range relocation.Corrections(spec, members) {
+	all := relocation.Corrections(spec, members)
+	if len(all) > 0 && s.waited < othersWait {
+		if mine, err := s.members.Acts(ctx); err != nil || !mine {
+			s.waited++
+			return false, err
+		}
+	}
+	for _, c := range all {
 		if err := s.etcd.UpdatePeer(ctx, c.ID, c.PeerURL); err != nil {
-			return err
+			return false, err
 		}
 		s.members.Log.Info("etcd knows where a member is now", "node", c.Node, "member", c.ID, "peer", c.PeerURL)
 	}
-	return nil
+	s.waited = 0
+	return true, nil
 }
 
 // keepDetour leads what asks etcd, and etcd itself, to the nodes that move. An earlier agent may have
