@@ -174,7 +174,7 @@ func (m *moves) ways(n cluster.Node) []string {
 // ask gives the order to the agent of a node at the first of these addresses
 // where it answers, and returns that. Whatever the address, it must be the agent
 // of that node.
-func (m *moves) ask(ctx context.Context, n cluster.Node, ways []string, dry bool) (string, error) { //nolint:revive // it is part of the order
+func (m *moves) ask(ctx context.Context, n cluster.Node, ways []string, dry bool) (string, error) {
 	agents, err := m.target.agents()
 	if err != nil {
 		return "", err

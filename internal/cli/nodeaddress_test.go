@@ -155,8 +155,10 @@ func TestMoveChecksAllFirst(t *testing.T) {
 		{"the others are off", one, map[string]string{"cp2": "198.18.0.62", "w1": "198.18.0.101"}, nil, cluster.ExitNoQuorum, "1 of 3 servers", ""},
 		{"another node is there", one, map[string]string{"cp1": "198.18.0.11", "cp3": "198.18.0.62"}, nil, cluster.ExitRefused, "certificate", ""},
 		{
-			"it refuses", one, map[string]string{"cp1": "198.18.0.11", "cp2": "198.18.0.62", "cp3": "198.18.0.13"},
-			map[string]error{"cp3?": &cluster.Problem{What: "no", Exit: cluster.ExitRefused}}, cluster.ExitRefused, "cp3: no", "",
+			"it refuses", one,
+			map[string]string{"cp1": "198.18.0.11", "cp2": "198.18.0.62", "cp3": "198.18.0.13"},
+			map[string]error{"cp3?": &cluster.Problem{What: "no", Exit: cluster.ExitRefused}},
+			cluster.ExitRefused, "cp3: no", "",
 		},
 	} {
 		t.Run(test.name, func(t *testing.T) {

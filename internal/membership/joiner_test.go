@@ -160,6 +160,55 @@ func TestWorkersFiles(t *testing.T) {
 	}
 }
 
+// TestMovedWorkerRenews: a worker asks for new certificates when they do not
+// name its address, however young they are, and takes none for another.
+func TestMovedWorkerRenews(t *testing.T) {
+	t.Parallel()
+	w := newWorld(t, 1)
+	w1, _ := w.spec.Node("w1")
+	files, err := w.set.NodeFiles(w.spec, w1, time.Now())
+	must(t, err)
+	have := map[string][]byte{}
+	for _, f := range files {
+		have[f.Path] = f.Data
+	}
+	mux := http.NewServeMux()
+	mux.HandleFunc("POST "+RenewPath, func(rw http.ResponseWriter, r *http.Request) {
+		var in Renewal
+		err := json.NewDecoder(r.Body).Decode(&in)
+		signed, other := w.service.Renew(r.Context(), in)
+		if err := errors.Join(err, other); err != nil {
+			http.Error(rw, err.Error(), http.StatusInternalServerError)
+			return
+		}
+		_ = json.NewEncoder(rw).Encode(signed)
+	})
+	w.answers(t, "cp1", mux)
+	renew := func(node cluster.Node) ([]pki.File, error) {
+		return AskRenewal(within(t), w.service.Agents, w.spec, node, have)
+	}
+	if got, err := renew(w1); got != nil || err != nil {
+		t.Errorf("nothing has changed: %v, %v", got, err)
+	}
+	moved := w1
+	moved.Address = "198.18.0.64"
+	if got, err := renew(moved); got != nil || err == nil { // the register has it where it was
+		t.Errorf("it takes certificates for where it was: %v, %v", got, err)
+	}
+	must(t, w.service.Register.Change(within(t), "test", func(spec *cluster.Spec) (*cluster.Spec, error) { return spec.With(moved) }))
+	got, err := renew(moved)
+	must(t, err)
+	for _, f := range got {
+		have[f.Path] = f.Data
+	}
+	if !pki.MadeOutTo(have["pki/agent.crt"], moved.Address) || !pki.MadeOutTo(have["pki/kubelet.crt"], moved.Address) {
+		t.Error("they do not name where it is")
+	}
+	if got, err := renew(moved); got != nil || err != nil {
+		t.Errorf("it asks again: %v, %v", got, err)
+	}
+}
+
 // TestFinish asks the servers but itself until its join is done, was taken
 // back, or time is up.
 func TestFinish(t *testing.T) {
