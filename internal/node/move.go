@@ -2,6 +2,7 @@ package node
 
 import (
 	"context"
+	"errors"
 	"fmt"
 	"net/http"
 	"slices"
@@ -119,7 +120,7 @@ func (a *Agent) followMoves(ctx context.Context) {
 	for last := ""; ; {
 		limited, cancel := context.WithTimeout(ctx, 2*askPatience)
 		text := ""
-		if err := a.settle(limited); err != nil {
+		if err := errors.Join(a.settle(limited), a.catchUp(limited)); err != nil {
 			text = err.Error()
 		}
 		cancel()
@@ -140,28 +141,43 @@ func (a *Agent) followMoves(ctx context.Context) {
 func (a *Agent) settle(ctx context.Context) error {
 	spec := a.spec.Load()
 	own, _ := spec.Node(a.machine.Node.Name)
+	var detour error // without it, it may do as well: another server may not have moved
 	if a.server != nil || a.member != nil {
-		if err := a.keepDetour(ctx, spec); err != nil {
-			return err
-		}
+		detour = a.keepDetour(ctx, spec)
 	}
 	if a.server == nil {
-		return a.sayArrived(ctx, spec, own)
+		return errors.Join(detour, a.sayArrived(ctx, spec, own))
 	}
 	if len(relocation.Moving(spec)) == 0 {
-		return nil
+		return detour
 	}
 	if done, err := a.server.correctMembers(ctx, spec); err != nil || !done {
-		return err
+		return errors.Join(detour, err)
 	}
 	arrived := own.Address == a.machine.Node.Address && len(own.Moved.From) > 0
-	return a.server.members.Register.Change(ctx, "record where nodes are", func(register *cluster.Spec) (*cluster.Spec, error) {
+	err := a.server.members.Register.Change(ctx, "record where nodes are", func(register *cluster.Spec) (*cluster.Spec, error) {
 		next, err := relocation.Record(spec, register)
 		if err == nil && arrived {
 			next = relocation.Arrived(next, relocation.Arrival{Name: own.Name, Address: own.Address})
 		}
 		return next, err
 	})
+	return errors.Join(detour, err)
+}
+
+// catchUp looks again at what the register has, as long as this server takes a
+// node for one that moves: it hears of a change once, and its own member may
+// have been behind then.
+func (a *Agent) catchUp(ctx context.Context) error {
+	if a.server == nil || len(relocation.Moving(a.spec.Load())) == 0 {
+		return nil
+	}
+	spec, err := a.server.members.Register.Spec(ctx)
+	if err != nil {
+		return err
+	}
+	a.see(ctx, spec)
+	return nil
 }
 
 // sayArrived tells a server that this node is where it should be, and lets its
@@ -186,7 +202,8 @@ func (a *Agent) lookAgain() {
 // correctMembers tells etcd where its members are now. They stay the members
 // that they are. Raft takes one change of its members at a time and drops what
 // comes meanwhile, so it is left to one server, the leader's if it has one, and
-// done by others only when that does not come to it. It tells whether nothing is left to do.
+// done by others only when that does not come to it. It tells whether nothing is
+// left to do.
 func (s *server) correctMembers(ctx context.Context, spec *cluster.Spec) (done bool, err error) {
 	members, err := s.etcd.Members(ctx)
 	if err != nil {
