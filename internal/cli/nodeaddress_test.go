@@ -46,13 +46,10 @@ type movedCluster struct {
 	says map[string]error  // by name
 }
 
-func newMovedCluster(t *testing.T) *movedCluster {
+func newMovedCluster(t *testing.T, spec *cluster.Spec) *movedCluster {
 	t.Helper()
-	c := &movedCluster{at: map[string]string{}, says: map[string]error{}}
+	c := &movedCluster{spec: spec, at: map[string]string{}, says: map[string]error{}}
 	var err error
-	if c.spec, err = cluster.New("demo", 3, 1); err != nil {
-		t.Fatal(err)
-	}
 	if c.set, err = pki.NewSet(time.Now()); err != nil {
 		t.Fatal(err)
 	}
@@ -154,6 +151,9 @@ func TestMoveChecksAllFirst(t *testing.T) {
 		{"one of all is off", all, map[string]string{"cp1": "198.18.0.61", "cp2": "198.18.0.62"}, nil, cluster.ExitRefused, "cp3 does not answer", ""},
 		{"the others are off", one, map[string]string{"cp2": "198.18.0.62", "w1": "198.18.0.101"}, nil, cluster.ExitNoQuorum, "1 of 3 servers", ""},
 		{"another node is there", one, map[string]string{"cp1": "198.18.0.11", "cp3": "198.18.0.62"}, nil, cluster.ExitRefused, "certificate", ""},
+		{"apart", map[string]string{"e1": "198.18.0.61"}, map[string]string{"e1": "198.18.0.61", "e2": "198.18.0.52", "cp1": "198.18.0.11"}, nil, 0, "", "e1 cp1 e2"},
+		{"apart, a server moves", map[string]string{"cp1": "198.18.0.61"}, map[string]string{"cp1": "198.18.0.61", "e1": "198.18.0.51", "cp2": "198.18.0.12"}, nil, cluster.ExitNoQuorum, "1 of 3 etcd nodes", ""},
+		{"apart, no server", map[string]string{"e1": "198.18.0.61"}, map[string]string{"e1": "198.18.0.61", "e2": "198.18.0.52", "e3": "198.18.0.53"}, nil, cluster.ExitNoQuorum, "no server answers", ""},
 		{
 			"it refuses", one,
 			map[string]string{"cp1": "198.18.0.11", "cp2": "198.18.0.62", "cp3": "198.18.0.13"},
@@ -162,13 +162,20 @@ func TestMoveChecksAllFirst(t *testing.T) {
 		},
 	} {
 		t.Run(test.name, func(t *testing.T) {
-			c := newMovedCluster(t)
+			spec, err := cluster.New("demo", 3, 1)
+			if strings.HasPrefix(test.name, "apart") {
+				spec, err = cluster.NewApart("demo", 3, 2, 0)
+			}
+			if err != nil {
+				t.Fatal(err)
+			}
+			c := newMovedCluster(t, spec)
 			for name, address := range test.at {
 				c.agent(t, name, address)
 			}
 			c.says = test.says
 			m := c.moves(t, test.order)
-			err := m.check(t.Context())
+			err = m.check(t.Context())
 			if test.exit == 0 && err == nil {
 				c.told = nil
 				err = m.tell(t.Context())

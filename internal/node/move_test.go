@@ -1,6 +1,7 @@
 package node
 
 import (
+	"encoding/json"
 	"fmt"
 	"log/slog"
 	"net/netip"
@@ -11,6 +12,9 @@ import (
 	"github.com/google/go-cmp/cmp"
 
 	"kuorum/internal/cluster"
+	"kuorum/internal/component"
+	"kuorum/internal/membership"
+	"kuorum/internal/pki"
 	"kuorum/internal/relocation"
 )
 
@@ -146,5 +150,90 @@ func TestOrderOfAJoiningNode(t *testing.T) {
 	code, said := r.call(t, &admin, "POST", relocation.MovePath, relocation.Order{Addresses: map[string]string{"w1": "198.18.0.64"}})
 	if code != 409 || r.agent.spec.Load() != r.spec {
 		t.Error(fmt.Sprint(code), said)
+	}
+}
+
+// TestLoses: a server without a member leaves its programs alone as long as they
+// know one address of etcd that is right.
+func TestLoses(t *testing.T) {
+	t.Parallel()
+	spec, err := cluster.NewApart("demo", 3, 2, 0)
+	if err != nil {
+		t.Fatal(err)
+	}
+	cp1, _ := spec.Node("cp1")
+	a := &Agent{machine: component.Machine{Spec: spec, Node: cp1}, server: &server{apart: true}}
+	now := spec
+	for i, name := range []string{"e1", "e2", "e3"} {
+		if now, err = relocation.Apply(now, map[string]string{name: fmt.Sprintf("198.18.0.7%d", i)}); err != nil {
+			t.Fatal(err)
+		}
+		if got := a.loses(now); got != (name == "e3") {
+			t.Errorf("once %s has moved: %v", name, got)
+		}
+	}
+	if a.server.apart = false; a.loses(now) {
+		t.Error("a server with a member asks no other")
+	}
+	if a.server = nil; a.loses(now) {
+		t.Error("a node that is no server does not ask etcd")
+	}
+}
+
+// TestRenewalOfANodeThatMoves: a server signs for where it was told that the node
+// is, if need be without a quorum; for one that does not move, or that the
+// register does not have any more, it does not.
+func TestRenewalOfANodeThatMoves(t *testing.T) {
+	t.Parallel()
+	r := newRoutes(t)
+	moved, err := relocation.Apply(r.spec, map[string]string{"w1": "198.18.0.64"})
+	if err != nil {
+		t.Fatal(err)
+	}
+	keys, err := pki.NewNodeKeys(cluster.RoleWorker)
+	if err != nil {
+		t.Fatal(err)
+	}
+	requests, err := keys.Requests()
+	if err != nil {
+		t.Fatal(err)
+	}
+	w1, _ := r.spec.Node("w1")
+	pair := r.pair(t, w1)
+	register := r.agent.server.members.Register
+	for _, step := range []struct {
+		name string
+		do   func() error
+		mine *cluster.Spec
+		at   string // empty: it is refused
+	}{
+		{"nobody has moved", nil, r.spec, w1.Address},
+		{"the register does not know yet", nil, moved, "198.18.0.64"},
+		{"it was removed while it moved", func() error {
+			return register.Change(t.Context(), "test", func(spec *cluster.Spec) (*cluster.Spec, error) { return spec.Without("w1") })
+		}, moved, ""},
+		{"no quorum", r.agent.server.etcd.Close, moved, "198.18.0.64"},
+		{"no quorum, and it does not move", nil, r.spec, ""},
+	} {
+		if step.do != nil {
+			if err := step.do(); err != nil {
+				t.Fatal(err)
+			}
+		}
+		r.agent.spec.Store(step.mine)
+		code, said := r.call(t, &pair, "POST", membership.RenewPath, membership.Renewal{Name: "w1", Requests: requests})
+		var got membership.Admission
+		if step.at == "" || code != 200 {
+			if step.at != "" || code == 200 {
+				t.Errorf("%s: %d %s", step.name, code, said)
+			}
+			continue
+		}
+		if err := json.Unmarshal([]byte(said), &got); err != nil {
+			t.Fatal(err)
+		}
+		if n, _ := got.Spec.Node("w1"); n.Address != step.at {
+			t.Errorf("%s: signed for %s", step.name, n.Address)
+		}
 	}
 }

@@ -218,6 +218,31 @@ func TestDetour(t *testing.T) {
 	}
 }
 
+// TestDetourToEtcdNodes: where etcd is apart, its nodes are looked for by each
+// other and by the servers, and a server that moves by nobody.
+func TestDetourToEtcdNodes(t *testing.T) {
+	t.Parallel()
+	spec, err := cluster.NewApart("demo", 3, 2, 0)
+	if err != nil {
+		t.Fatal(err)
+	}
+	spec = mustApply(t, spec, map[string]string{"e1": "198.18.0.71", "cp1": "198.18.0.61"})
+	var members []cluster.EtcdMember
+	for _, address := range []string{"198.18.0.51", "198.18.0.52", "198.18.0.53", "198.18.0.11"} {
+		members = append(members, cluster.EtcdMember{ID: "at " + address, PeerURLs: []string{"https://" + address + ":2380"}})
+	}
+	want := []Correction{{Node: "e1", ID: "at 198.18.0.51", PeerURL: "https://198.18.0.71:2380"}}
+	if diff := cmp.Diff(want, Corrections(spec, members)); diff != "" {
+		t.Error(diff)
+	}
+	for self, want := range map[string]bool{"e1": false, "e2": true, "cp1": true, "cp2": true} {
+		rules := Detour(spec, self)
+		if strings.Contains(rules, "{ 198.18.0.51 : 198.18.0.71 }") != want || strings.Contains(rules, "198.18.0.11") {
+			t.Errorf("the detour of %s:\n%s", self, rules)
+		}
+	}
+}
+
 // TestLoadSaysWhy: what nft refuses is told in its words.
 func TestLoadSaysWhy(t *testing.T) {
 	t.Parallel()
