@@ -21,7 +21,6 @@ const (
 	codeEtcdCorrupt         = "etcd-corrupt"
 	codeEtcdQuotaNear       = "etcd-quota-near"
 	codeEtcdFragmented      = "etcd-fragmented"
-	codeEtcdTimersDiffer    = "etcd-timers-differ"
 	codeDiskFull            = "disk-full"
 	codeDiskLow             = "disk-low"
 	codeDiskSlow            = "disk-slow"

@@ -98,8 +98,8 @@ func (v *view) stale() []cluster.Finding {
 		Code:     codeRestartDue,
 		Severity: cluster.SeverityInfo,
 		What:     "cluster.yaml has changed, and does not count everywhere yet: " + strings.Join(nodes, ", "),
-		Why:      strings.Join(what, ", ") + ": such a change needs a restart, of one node after the other",
-		Do:       "kuorum lab reboot " + nodes[0],
+		Why:      strings.Join(what, ", ") + ": they start again in turn, each when the others can do without it",
+		Do:       "nothing; if it stays: kuorum logs " + nodes[0] + " agent",
 	}}
 }
 

@@ -28,11 +28,6 @@ const Port = 9443
 // StatusPath answers GET with a cluster.NodeStatus, probed at that moment.
 const StatusPath = "/v1/status"
 
-// RereadPath answers POST of an administrator, or of the node itself: the agent
-// reads the node's files again. Components that the change does not touch run
-// on, the others are replaced. It answers before it does so.
-const RereadPath = "/v1/reread"
-
 // patience is how long an agent may take to answer. Its own probes take a
 // second at most; a machine that is black-holed costs its caller all of it.
 const patience = 1500 * time.Millisecond

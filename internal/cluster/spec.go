@@ -4,6 +4,8 @@
 package cluster
 
 import (
+	"crypto/sha256"
+	"encoding/hex"
 	"fmt"
 	"net/netip"
 	"slices"
@@ -259,6 +261,17 @@ func movesEtcd(verb string) error {
 		Why:  "etcd is on the servers, or on machines of its own, for the life of a cluster",
 		Do:   "make a new cluster with kuorum up --etcd N, or spec.etcdNodes", Exit: ExitRefused,
 	}
+}
+
+// Digest tells one cluster.yaml from another. Specs that cannot be written have
+// none.
+func (s *Spec) Digest() string {
+	text, err := s.YAML()
+	if err != nil {
+		return ""
+	}
+	sum := sha256.Sum256(text)
+	return hex.EncodeToString(sum[:8])
 }
 
 // ServiceIP is the first address of the services' range, which Kubernetes

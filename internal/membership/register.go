@@ -25,6 +25,7 @@ const (
 	alivePrefix = "/kuorum/alive/"  // NAME: goes when nobody works on that join any more
 	leavePrefix = "/kuorum/leaves/" // NAME: a removal, until its member is gone
 	tokenPrefix = "/kuorum/tokens/"
+	turnKey     = "/kuorum/turn"    // name of the node that replaces components
 	sweeperKey  = "/kuorum/sweeper" // name of the server that cleans up, where none has etcd's leader
 )
 
@@ -151,6 +152,33 @@ func (r *Register) Change(ctx context.Context, verb string, change func(*cluster
 		next, err := change(spec)
 		return next, nil, err
 	})
+	return err
+}
+
+// turnLife is how long a node may take to be well again before it is another's turn.
+const turnLife = 2 * time.Minute
+
+// TakeTurn makes it the turn of the node of that name to replace components, if
+// it is nobody's.
+func (r *Register) TakeTurn(ctx context.Context, name string) (bool, error) {
+	record, err := r.etcd.Record(ctx, turnKey)
+	if err != nil || record.Revision != 0 {
+		return string(record.Value) == name, err
+	}
+	lease, err := r.etcd.Grant(ctx, turnLife)
+	if err != nil {
+		return false, err
+	}
+	return r.etcd.Commit(ctx, "take a turn", etcd.Change{Key: turnKey, Value: []byte(name), Lease: lease})
+}
+
+// EndTurn lets others have theirs, if it was that node's.
+func (r *Register) EndTurn(ctx context.Context, name string) error {
+	record, err := r.etcd.Record(ctx, turnKey)
+	if err != nil || string(record.Value) != name {
+		return err
+	}
+	_, err = r.etcd.Commit(ctx, "end a turn", etcd.Change{Key: turnKey, If: record.Revision})
 	return err
 }
 

@@ -56,10 +56,11 @@ type Agent struct {
 	detour     string // the rules that were loaded last
 
 	adopting    sync.Mutex
-	spec        atomic.Pointer[cluster.Spec]  // as the cluster has it
-	stale       atomic.Pointer[[]string]      // components that run as an earlier cluster.yaml had them
-	specChanged chan struct{}                 // one waits there after a change
-	complete    chan struct{}                 // closed once the node's join is
+	spec        atomic.Pointer[cluster.Spec] // as the cluster has it
+	stale       atomic.Pointer[[]string]     // components that run as an earlier cluster.yaml had them
+	specChanged chan struct{}                // one waits there after a change
+	complete    chan struct{}                // closed once the node's join is
+	doors       *doors
 	startOver   chan component.InitialCluster // with which a new member of this server starts
 	reread      chan struct{}                 // one waits there when the node's files are others
 	removed     chan struct{}                 // closed when the cluster has removed the node
@@ -68,7 +69,7 @@ type Agent struct {
 
 // NewAgent prepares the machine for the node of disk: directories, kernel
 // settings, configuration of every component. It starts nothing.
-func NewAgent(options Options, disk membership.Disk) (*Agent, error) {
+func NewAgent(options Options, disk membership.Disk, doors *doors) (*Agent, error) {
 	machine, err := newMachine(options, disk)
 	if err != nil {
 		return nil, err
@@ -79,7 +80,7 @@ func NewAgent(options Options, disk membership.Disk) (*Agent, error) {
 	a := &Agent{
 		options: options, machine: machine, components: component.For(machine), started: time.Now(),
 		complete: make(chan struct{}), removed: make(chan struct{}), specChanged: make(chan struct{}, 1),
-		startOver: make(chan component.InitialCluster, 1), reread: make(chan struct{}, 1),
+		startOver: make(chan component.InitialCluster, 1), reread: make(chan struct{}, 1), doors: doors,
 	}
 	have, err := host.Addresses()
 	if err != nil {
@@ -285,7 +286,7 @@ func (a *Agent) work(group *errgroup.Group, ctx context.Context) { //nolint:revi
 		group.Go(func() error { return a.importImages(ctx) })
 		group.Go(func() error { return a.keepCNI(ctx) })
 	}
-	background(group, ctx, a.followSpec, a.finishJoin, a.renewCertificates, a.followMoves)
+	background(group, ctx, a.followSpec, a.finishJoin, a.renewCertificates, a.followMoves, a.takeTurns)
 	if a.member != nil {
 		background(group, ctx, a.member.metrics.Run)
 	}

@@ -21,6 +21,9 @@ import (
 	"kuorum/internal/relocation"
 )
 
+// partingTime is what requests get to end when the agent does.
+const partingTime = 2 * time.Second
+
 // serveAPI answers other agents and the CLI on the node's address, or where it
 // is astray, and on loopback. Callers without a certificate get as far as the routes here.
 func (a *Agent) serveAPI(ctx context.Context) error {
@@ -34,19 +37,28 @@ func (a *Agent) serveAPI(ctx context.Context) error {
 		a.server.joinAPI(mux)
 	}
 	server := &http.Server{Handler: mux, TLSConfig: tlsConfig, ReadHeaderTimeout: 5 * time.Second, IdleTimeout: time.Minute}
-	addresses := append([]string{"127.0.0.1"}, a.place.addresses...)
-	failed := make(chan error, len(addresses))
-	for _, address := range addresses {
-		ln, err := (&net.ListenConfig{}).Listen(ctx, "tcp", net.JoinHostPort(address, strconv.Itoa(agent.Port)))
-		if err != nil {
-			return fmt.Errorf("cannot serve the agent's API: %w", err)
-		}
+	var addresses []string
+	for _, address := range append([]string{"127.0.0.1"}, a.place.addresses...) {
+		addresses = append(addresses, net.JoinHostPort(address, strconv.Itoa(agent.Port)))
+	}
+	listeners, err := a.doors.listen(ctx, addresses)
+	if err != nil {
+		return fmt.Errorf("cannot serve the agent's API: %w", err)
+	}
+	failed := make(chan error, len(listeners))
+	for _, ln := range listeners {
 		go func() { failed <- server.ServeTLS(ln, "", "") }()
 	}
 	select {
 	case err := <-failed:
 		return fmt.Errorf("cannot serve the agent's API: %w", err)
 	case <-ctx.Done():
+	}
+	// Who has been let in is served, and who asks for long is not waited for.
+	parting, cancel := context.WithTimeout(context.WithoutCancel(ctx), partingTime)
+	defer cancel()
+	if server.Shutdown(parting) == nil {
+		return nil
 	}
 	if err := server.Close(); err != nil && !errors.Is(err, http.ErrServerClosed) {
 		return fmt.Errorf("cannot close the agent's API: %w", err)
@@ -70,14 +82,6 @@ func (a *Agent) membersAPI() http.Handler {
 		}
 		answer(w)
 		a.leave()
-	})
-	mux.HandleFunc("POST "+agent.RereadPath, func(w http.ResponseWriter, r *http.Request) {
-		if err := a.commands(r); err != nil {
-			refuse(w, err)
-			return
-		}
-		answer(w)
-		a.readAgain()
 	})
 	mux.HandleFunc("POST "+relocation.MovePath, a.move)
 	if a.server != nil {
@@ -152,3 +156,56 @@ func readAgentTLS() (*tls.Config, error) {
 	}
 	return pki.ServerTLS(files["agent-ca.crt"], pki.Pair{Cert: files["agent.crt"], Key: files["agent.key"]})
 }
+
+// doors are the sockets that a machine's agents listen on, one after the other.
+// An agent that is made anew from changed files takes them over, so that nobody
+// finds them closed: who comes in between waits to be accepted.
+type doors struct{ open map[string]*door }
+
+// listen opens those of the addresses (host:port) that are not open yet, and
+// closes all others.
+func (d *doors) listen(ctx context.Context, addresses []string) ([]net.Listener, error) {
+	kept := map[string]*door{}
+	var list []net.Listener
+	for _, address := range addresses {
+		entry := d.open[address]
+		if entry == nil {
+			ln, err := (&net.ListenConfig{}).Listen(ctx, "tcp", address)
+			if err != nil {
+				return nil, errors.Join(err, closeAll(kept))
+			}
+			entry = &door{ln.(*net.TCPListener)} //nolint:forcetypeassert // that is what "tcp" gives
+		}
+		if err := entry.SetDeadline(time.Time{}); err != nil {
+			return nil, errors.Join(err, closeAll(kept))
+		}
+		delete(d.open, address)
+		kept[address] = entry
+		list = append(list, entry)
+	}
+	err := closeAll(d.open)
+	d.open = kept
+	return list, err
+}
+
+// close closes all.
+func (d *doors) close() error {
+	err := closeAll(d.open)
+	d.open = nil
+	return err
+}
+
+func closeAll(open map[string]*door) error {
+	var errs []error
+	for _, entry := range open {
+		errs = append(errs, entry.TCPListener.Close())
+	}
+	return errors.Join(errs...)
+}
+
+// door is a socket that stays open when a server that uses it is closed: that
+// only ends its waiting for callers.
+type door struct{ *net.TCPListener }
+
+// Close makes Accept return.
+func (d *door) Close() error { return d.SetDeadline(time.Unix(1, 0)) }

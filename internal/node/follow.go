@@ -1,12 +1,12 @@
 package node
 
 import (
-	"bytes"
 	"context"
 	"errors"
 	"slices"
 	"time"
 
+	"kuorum/internal/advise"
 	"kuorum/internal/agent"
 	"kuorum/internal/cluster"
 	"kuorum/internal/component"
@@ -137,9 +137,9 @@ func (a *Agent) readAgain() {
 func (a *Agent) leave() { a.removedOnce.Do(func() { close(a.removed) }) }
 
 // adopt writes a changed cluster.yaml, and the files of components that read
-// theirs again while they run. Nothing is restarted but what the move of this
-// very node touches, see take: other changes that need it wait for the agent's
-// next start, and are told by Status until then.
+// theirs again while they run. What needs a restart gets it at once if the move
+// of this very node touches it, see take, else in the node's turn, see
+// takeTurns; Status tells it until then.
 func (a *Agent) adopt(ctx context.Context, heard *cluster.Spec) {
 	a.adopting.Lock()
 	defer a.adopting.Unlock()
@@ -170,7 +170,7 @@ func (a *Agent) writeChanged(machine component.Machine) (stale []string, err err
 	var errs []error
 	for _, c := range wanted {
 		if slices.Contains(stale, c.Name) {
-			a.options.Log.Warn("the change needs a restart of the agent", "component", c.Name)
+			a.options.Log.Info("the change of cluster.yaml needs a restart", "component", c.Name)
 			continue
 		}
 		errs = append(errs, writeFiles(c))
@@ -193,11 +193,7 @@ func outdated(running, wanted []component.Component) []string {
 	return names
 }
 
-func same(a, b *cluster.Spec) bool {
-	one, err := a.YAML()
-	two, other := b.YAML()
-	return err == nil && other == nil && bytes.Equal(one, two)
-}
+func same(a, b *cluster.Spec) bool { return a.Digest() == b.Digest() }
 
 // joined tells whether the node's join is complete.
 func (a *Agent) joined() bool {
@@ -232,4 +228,94 @@ func (a *Agent) finishJoin(ctx context.Context) {
 	}
 	close(a.complete)
 	a.options.Log.Info("done", "step", "join the cluster")
+}
+
+const (
+	turnEvery = 2 * time.Second
+	// wellAgain is how long a node keeps the others waiting for it to be well.
+	// It is less than the turn itself lasts, for a node that dies in it.
+	wellAgain = 90 * time.Second
+)
+
+// takeTurns replaces what runs as an earlier cluster.yaml had it: one node after
+// the other, each as soon as the others can do without it. That makes a new
+// agent, which ends the turn when all is well again. Workers cannot take part,
+// having no way to etcd; nothing of theirs depends on what can be changed.
+func (a *Agent) takeTurns(ctx context.Context) {
+	client := a.ownEtcd()
+	if client == nil {
+		return
+	}
+	register := membership.NewRegister(client)
+	a.endTurn(ctx, register)
+	tick := time.NewTicker(turnEvery)
+	defer tick.Stop()
+	for last := ""; ; {
+		select {
+		case <-ctx.Done():
+			return
+		case <-tick.C:
+		}
+		if stale := a.stale.Load(); stale == nil || len(*stale) == 0 {
+			continue
+		}
+		waits := a.waitsFor(ctx, register)
+		if waits == "" {
+			a.options.Log.Info("it is this node's turn to replace what a changed cluster.yaml outdates")
+			a.readAgain()
+			return
+		}
+		if waits != last {
+			last = waits
+			a.options.Log.Info("components are replaced later", "reason", waits)
+		}
+	}
+}
+
+// waitsFor is why it is not this node's turn; empty: it is.
+func (a *Agent) waitsFor(ctx context.Context, register *membership.Register) string {
+	limited, cancel := context.WithTimeout(ctx, askPatience)
+	defer cancel()
+	spec, name := a.spec.Load(), a.machine.Node.Name
+	reports := a.agents.Reports(limited, spec.Spec.Nodes)
+	if waits := advise.Turn(spec, reports, name); waits != "" {
+		return waits
+	}
+	mine, err := register.TakeTurn(limited, name)
+	switch {
+	case err != nil && !advise.APIReady(reports, name):
+		return "" // it knows none of the members that are left, and nobody can lose by its restart
+	case err != nil:
+		return err.Error()
+	case !mine:
+		return "it is another node's turn"
+	}
+	// Whoever had it before may have been well a moment ago only.
+	return advise.Turn(spec, a.agents.Reports(limited, spec.Spec.Nodes), name)
+}
+
+// endTurn waits until the node is well and lets the others have their turn, if
+// it was this node's.
+func (a *Agent) endTurn(ctx context.Context, register *membership.Register) {
+	limited, cancel := context.WithTimeout(ctx, wellAgain)
+	defer cancel()
+	if err := a.supervisor.Wait(limited); err != nil {
+		return // the turn ends by itself
+	}
+	limited, cancel = context.WithTimeout(ctx, askPatience)
+	defer cancel()
+	if err := register.EndTurn(limited, a.machine.Node.Name); err != nil && ctx.Err() == nil {
+		a.options.Log.Warn("cannot end this node's turn", "error", err)
+	}
+}
+
+// ownEtcd is how this node speaks to etcd; nil on a worker.
+func (a *Agent) ownEtcd() *etcd.Client {
+	switch {
+	case a.server != nil:
+		return a.server.etcd
+	case a.member != nil:
+		return a.member.etcd
+	}
+	return nil
 }

@@ -31,7 +31,7 @@ func (a *Agent) Status(ctx context.Context) cluster.NodeStatus {
 	defer cancel()
 	s := cluster.NodeStatus{
 		Name: a.machine.Node.Name, Role: a.machine.Node.Role, Version: a.options.Version,
-		Started: a.started.UTC(), Ready: true,
+		Started: a.started.UTC(), Ready: true, Config: a.spec.Load().Digest(),
 		Disk: diskStatus(component.VarDir), Certificates: certificates(component.EtcDir),
 	}
 	if a.place.astray {
