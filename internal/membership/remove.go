@@ -201,7 +201,7 @@ func (s *Service) finishLeave(ctx context.Context, l leave) error {
 	if _, back := spec.Node(l.Node.Name); back {
 		return nil
 	}
-	return s.DeleteNode(ctx, l.Node.Name)
+	return s.deleteNode(ctx, l.Node.Name, l.Node.Role)
 }
 
 // sweepLeaves finishes removals that nobody works on any more.

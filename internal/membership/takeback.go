@@ -73,7 +73,15 @@ func (s *Service) takeBack(ctx context.Context, j join, revision int64) error {
 	if j.Replaces != nil || voter {
 		return nil
 	}
-	return s.DeleteNode(ctx, j.Name) // its kubelet may have registered already
+	return s.deleteNode(ctx, j.Name, j.Role) // its kubelet may have registered already
+}
+
+// deleteNode removes the Kubernetes object of a node that may have one.
+func (s *Service) deleteNode(ctx context.Context, name string, role cluster.Role) error {
+	if role == cluster.RoleEtcd {
+		return nil
+	}
+	return s.DeleteNode(ctx, name)
 }
 
 // before is the spec without what a join changed in it.

@@ -61,6 +61,7 @@ type Agent struct {
 	specChanged chan struct{}                // one waits there after a change
 	complete    chan struct{}                // closed once the node's join is
 	doors       *doors
+	changes     atomic.Int32                  // requests under way that change something
 	startOver   chan component.InitialCluster // with which a new member of this server starts
 	reread      chan struct{}                 // one waits there when the node's files are others
 	removed     chan struct{}                 // closed when the cluster has removed the node

@@ -21,8 +21,9 @@ import (
 	"kuorum/internal/relocation"
 )
 
-// partingTime is what requests get to end when the agent does.
-const partingTime = 2 * time.Second
+// partingTime is what requests get to end when the agent does. Nobody new is let
+// in meanwhile.
+const partingTime = 5 * time.Second
 
 // serveAPI answers other agents and the CLI on the node's address, or where it
 // is astray, and on loopback. Callers without a certificate get as far as the routes here.
@@ -36,7 +37,7 @@ func (a *Agent) serveAPI(ctx context.Context) error {
 	if a.server != nil {
 		a.server.joinAPI(mux)
 	}
-	server := &http.Server{Handler: mux, TLSConfig: tlsConfig, ReadHeaderTimeout: 5 * time.Second, IdleTimeout: time.Minute}
+	server := &http.Server{Handler: a.counted(mux), TLSConfig: tlsConfig, ReadHeaderTimeout: 5 * time.Second, IdleTimeout: time.Minute}
 	var addresses []string
 	for _, address := range append([]string{"127.0.0.1"}, a.place.addresses...) {
 		addresses = append(addresses, net.JoinHostPort(address, strconv.Itoa(agent.Port)))
@@ -64,6 +65,18 @@ func (a *Agent) serveAPI(ctx context.Context) error {
 		return fmt.Errorf("cannot close the agent's API: %w", err)
 	}
 	return nil
+}
+
+// counted keeps count of the requests that change something: an agent does not
+// end of its own accord before they have.
+func (a *Agent) counted(next http.Handler) http.Handler {
+	return http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
+		if r.Method == http.MethodPost {
+			a.changes.Add(1)
+			defer a.changes.Add(-1)
+		}
+		next.ServeHTTP(w, r)
+	})
 }
 
 // membersAPI is what agents and administrators may ask.

@@ -281,6 +281,9 @@ func (a *Agent) waitsFor(ctx context.Context, register *membership.Register) str
 	if waits := advise.Turn(spec, reports, name); waits != "" {
 		return waits
 	}
+	if a.changes.Load() > 0 {
+		return "a change of the cluster that this node serves"
+	}
 	mine, err := register.TakeTurn(limited, name)
 	switch {
 	case err != nil && !advise.APIReady(reports, name):
