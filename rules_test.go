@@ -23,7 +23,7 @@ var layers = []string{
 	"cluster host step",
 	"pki supervise bundle agent advise",
 	"component doctor endpoint etcd kubeapi kubeconfig",
-	"membership",
+	"membership relocation",
 	"node lab",
 	"cli",
 }
@@ -79,7 +79,7 @@ func TestImportsPointDownwards(t *testing.T) {
 
 // TestProgramLinksNoKubernetes: ten of our processes run in a lab of three
 // servers, and the types and clients of Kubernetes are half of the program and
-// a third of the memory of each (ADR 0019). Tests may use them as referees.
+// a third of the memory of each (ADR 0024). Tests may use them as referees.
 func TestProgramLinksNoKubernetes(t *testing.T) {
 	out, err := exec.CommandContext(t.Context(), "go", "list", "-deps", "./cmd/kuorum").Output()
 	if err != nil {

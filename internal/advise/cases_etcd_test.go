@@ -19,12 +19,6 @@ func memberScenes() []scene {
 			w.lose("cp4")
 		}, state: cluster.StateDegraded, want: []string{"warning node-unreachable cp4"}},
 		{name: "a voter that does not know it", change: func(w *world) { w.etcd("cp3").Learner = true }, state: cluster.StateDegraded, want: []string{"warning etcd-behind cp3"}},
-		{name: "a member with timers of before", change: func(w *world) {
-			w.etcd("cp3").Heartbeat, w.etcd("cp3").ElectionTimeout = cluster.Duration(20*time.Millisecond), w.spec.Spec.Etcd.ElectionTimeout
-		}, state: cluster.StateHealthy, want: []string{"info etcd-timers-differ cp3"}},
-		{name: "members with the timers of cluster.yaml", change: func(w *world) {
-			w.etcd("cp1").Heartbeat, w.etcd("cp1").ElectionTimeout = w.spec.Spec.Etcd.Heartbeat, w.spec.Spec.Etcd.ElectionTimeout
-		}, state: cluster.StateHealthy},
 		{name: "a voter far behind", change: func(w *world) { w.etcd("cp3").AppliedIndex = 94_999 }, state: cluster.StateDegraded, want: []string{"warning etcd-behind cp3"}},
 		{name: "a voter a little behind", change: func(w *world) { w.etcd("cp3").AppliedIndex = 95_000 }, state: cluster.StateHealthy},
 		{name: "a joiner that never started", servers: 4, change: func(w *world) {

@@ -2,7 +2,10 @@ package advise
 
 import (
 	"fmt"
+	"testing"
 	"time"
+
+	"github.com/google/go-cmp/cmp"
 
 	"kuorum/internal/cluster"
 )
@@ -80,5 +83,53 @@ func clockScenes() []scene {
 		{name: "a certificate expires now", change: ends(0), state: cluster.StateDegraded, want: []string{"critical certificate-expired cp1"}},
 		{name: "a short certificate lasts", change: short(3 * day), state: cluster.StateHealthy},
 		{name: "a short certificate expires", change: short(47 * time.Hour), state: cluster.StateDegraded, want: []string{"warning certificate-expiring cp1"}},
+	}
+}
+
+func lostScenes() []scene {
+	lost := func(addresses []string, nodes ...string) func(*world) {
+		return func(w *world) {
+			for _, node := range nodes {
+				s := w.node(node)
+				s.Lost, s.Addresses, s.Ready, s.Leaders = w.report(node).Address, addresses, false, nil
+				for _, c := range s.Components {
+					w.phase(node, "waiting", c.Name)
+				}
+				if s.Etcd != nil {
+					w.silence(node)
+				}
+			}
+		}
+	}
+	return []scene{
+		{name: "a worker at another address", workers: 1, change: lost([]string{"198.18.0.64"}, "w1"), state: cluster.StateDegraded, want: []string{"critical address-lost w1"}},
+		{name: "a server at another address", change: lost([]string{"198.18.0.62"}, "cp2"), state: cluster.StateDegraded, want: []string{"critical address-lost cp2"}},
+		{name: "a server without address", change: lost(nil, "cp2"), state: cluster.StateDegraded, want: []string{"critical address-lost cp2"}},
+		{name: "all servers at other addresses", change: lost([]string{"198.18.0.62"}, "cp1", "cp2", "cp3"), state: cluster.StateNoQuorum, want: []string{
+			"critical no-quorum", "critical address-lost cp1", "critical address-lost cp2", "critical address-lost cp3",
+		}},
+	}
+}
+
+// TestLostSaysWhatToDo: the one command that brings a cluster back whose servers
+// have all moved is told with its quorum.
+func TestLostSaysWhatToDo(t *testing.T) {
+	w := wellWorld(t, 3, 0)
+	for _, node := range []string{"cp1", "cp2", "cp3"} {
+		w.node(node).Lost, w.node(node).Addresses = w.report(node).Address, []string{"198.18.0.6" + node[2:], "10.0.0.1"}
+		w.silence(node)
+	}
+	var do []string
+	for _, f := range w.review().Findings {
+		do = append(do, f.Code+": "+f.Do)
+	}
+	want := []string{
+		"no-quorum: kuorum node address cp1=198.18.0.61 cp2=198.18.0.62 cp3=198.18.0.63",
+		"address-lost: kuorum node address cp1=198.18.0.61",
+		"address-lost: kuorum node address cp2=198.18.0.62",
+		"address-lost: kuorum node address cp3=198.18.0.63",
+	}
+	if diff := cmp.Diff(want, do); diff != "" {
+		t.Error(diff)
 	}
 }

@@ -25,7 +25,7 @@ func scenes() []scene {
 		{name: "four servers", servers: 4, change: func(*world) {}, state: cluster.StateHealthy, want: []string{"info etcd-even"}},
 	}
 	for _, list := range [][]scene{
-		lossScenes(), partitionScenes(), memberScenes(), componentScenes(), spaceScenes(), diskScenes(), clockScenes(), otherScenes(), apartScenes(), externalScenes(),
+		lossScenes(), partitionScenes(), memberScenes(), componentScenes(), spaceScenes(), diskScenes(), clockScenes(), lostScenes(), otherScenes(), apartScenes(), externalScenes(),
 	} {
 		all = append(all, list...)
 	}

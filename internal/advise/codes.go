@@ -5,6 +5,7 @@ package advise
 const (
 	codeNoQuorum            = "no-quorum"
 	codeNodeUnreachable     = "node-unreachable"
+	codeAddressLost         = "address-lost"
 	codeComponentDown       = "component-down"
 	codeComponentCrashLoop  = "component-crash-loop"
 	codeEtcdDown            = "etcd-down"
@@ -20,7 +21,6 @@ const (
 	codeEtcdCorrupt         = "etcd-corrupt"
 	codeEtcdQuotaNear       = "etcd-quota-near"
 	codeEtcdFragmented      = "etcd-fragmented"
-	codeEtcdTimersDiffer    = "etcd-timers-differ"
 	codeEtcdForeign         = "etcd-foreign"
 	codeEtcdEndpoint        = "etcd-endpoint"
 	codeEtcdUnnamed         = "etcd-unnamed"

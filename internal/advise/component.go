@@ -50,7 +50,7 @@ func (v *view) components() []cluster.Finding {
 	var all []cluster.Finding
 	for _, r := range v.answering() {
 		for _, c := range r.Status.Components {
-			if c.Phase == phaseReady || v.blocked(r, c) {
+			if c.Phase == phaseReady || astray(r) || v.blocked(r, c) {
 				continue
 			}
 			all = append(all, componentFinding(r, c))
@@ -98,8 +98,8 @@ func (v *view) stale() []cluster.Finding {
 		Code:     codeRestartDue,
 		Severity: cluster.SeverityInfo,
 		What:     "cluster.yaml has changed, and does not count everywhere yet: " + strings.Join(nodes, ", "),
-		Why:      strings.Join(what, ", ") + ": such a change needs a restart, of one node after the other",
-		Do:       "kuorum lab reboot " + nodes[0],
+		Why:      strings.Join(what, ", ") + ": they start again in turn, each when the others can do without it",
+		Do:       "nothing; if it stays: kuorum logs " + nodes[0] + " agent",
 	}}
 }
 

@@ -144,7 +144,7 @@ func (v *view) neverStarted(m member) cluster.Finding {
 func (v *view) silent(m member) []cluster.Finding {
 	r := v.report(m.node)
 	phase := phaseOf(*r.Status, etcd)
-	if phase == phaseBackoff || phase == phaseStarting && !v.sum.Holds() {
+	if astray(r) || phase == phaseBackoff || phase == phaseStarting && !v.sum.Holds() {
 		return nil
 	}
 	return []cluster.Finding{{
@@ -216,7 +216,7 @@ func (v *view) notMembers() []cluster.Finding {
 	var all []cluster.Finding
 	for _, r := range v.answering() {
 		n, known := v.spec.Node(r.Name)
-		if !known || !v.spec.HasMember(n) && r.Status.Etcd == nil || v.nodeFault(r) != faultNotMember {
+		if !known || !v.spec.HasMember(n) && r.Status.Etcd == nil || v.nodeFault(r) != faultNotMember || astray(r) {
 			continue
 		}
 		why := "the member list has only " + strings.Join(names, ", ")

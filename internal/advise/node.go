@@ -47,6 +47,35 @@ func (v *view) unreachable() []cluster.Finding {
 	return all
 }
 
+// lost is the nodes whose address is not on their machine any more. Nothing of
+// them works until a person has said where they are now.
+func (v *view) lost() []cluster.Finding {
+	var all []cluster.Finding
+	for _, r := range v.answering() {
+		if r.Status.Lost == "" {
+			continue
+		}
+		f := cluster.Finding{
+			Code:     codeAddressLost,
+			Severity: cluster.SeverityCritical,
+			Node:     r.Name,
+			What:     fmt.Sprintf("the address of %s in cluster.yaml, %s, is not on its machine", r.Name, r.Status.Lost),
+			Why:      "the machine has no address in its place",
+			Do:       fmt.Sprintf("Give the machine of %s its address, or another one and then: kuorum node address %s=ADDRESS", r.Name, r.Name),
+		}
+		if len(r.Status.Addresses) > 0 {
+			f.Why = "the machine has " + strings.Join(r.Status.Addresses, ", ")
+			f.Do = fmt.Sprintf("kuorum node address %s=%s", r.Name, r.Status.Addresses[0])
+		}
+		all = append(all, f)
+	}
+	return all
+}
+
+// astray tells whether a node's machine has another address than the node:
+// what does not work there follows from that.
+func astray(r cluster.NodeReport) bool { return answered(r) && r.Status.Lost != "" }
+
 // hasMember tells whether a node runs, or should run, a member of etcd.
 func (v *view) hasMember(r cluster.NodeReport) bool {
 	n, _ := v.spec.Node(r.Name)

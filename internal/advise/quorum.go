@@ -55,6 +55,9 @@ func (v *view) absence(m member) string {
 		return v.silenceOf(m)
 	}
 	r := v.report(m.node)
+	if astray(r) {
+		return "is not at " + r.Status.Lost + " any more"
+	}
 	switch v.faultOf(m) {
 	case faultStranger:
 		return "is on no node of cluster.yaml, so nobody can ask it"
@@ -85,11 +88,15 @@ func (v *view) position(s *cluster.EtcdStatus) string {
 		v.nameOf(s.Leader), s.Term, v.nameOf(v.best.Leader), v.best.Term)
 }
 
-// regain is how the quorum comes back: machines that are off first, then what
-// the logs say.
+// regain is how the quorum comes back: machines at other addresses and machines
+// that are off first, then what the logs say.
 func (v *view) regain() string {
-	var off, logs []string
+	var off, logs, moved []string
 	for _, m := range v.missing() {
+		if r := v.report(m.node); astray(r) && len(r.Status.Addresses) > 0 {
+			moved = append(moved, m.node+"="+r.Status.Addresses[0])
+			continue
+		}
 		switch v.faultOf(m) {
 		case faultUnreachable:
 			off = append(off, m.node)
@@ -99,6 +106,8 @@ func (v *view) regain() string {
 		}
 	}
 	switch {
+	case len(moved) > 0: // all at once, or they would not find each other
+		return "kuorum node address " + strings.Join(moved, " ")
 	case len(off) == 1:
 		return "kuorum lab start " + off[0]
 	case len(off) > 1: // none is ready before the others run: do not wait

@@ -109,8 +109,8 @@ func answered(r cluster.NodeReport) bool { return r.Error == "" && r.Status != n
 func (v *view) findings() []cluster.Finding {
 	all := []cluster.Finding{}
 	for _, look := range []func() []cluster.Finding{
-		v.quorum, v.reserve, v.memberFaults, v.notMembers, v.timers, v.space, v.alarms,
-		v.unreachable, v.components, v.leaseHolders, v.clocks, v.versions, v.stale, v.foreign, v.endpoints,
+		v.quorum, v.reserve, v.memberFaults, v.notMembers, v.space, v.alarms,
+		v.unreachable, v.lost, v.components, v.leaseHolders, v.clocks, v.versions, v.stale, v.foreign, v.endpoints,
 	} {
 		all = append(all, look()...)
 	}

@@ -54,7 +54,7 @@ func TestWords(t *testing.T) {
 		"an etcd node alone":                       "one etcd node survives no failure",
 		"four etcd nodes":                          "Have an odd number of etcd nodes: 3 or 5.",
 		"an etcd node that is no member":           "e3 is an etcd node, and its etcd is no member",
-		"API servers with an old list":             "does not count everywhere yet: cp1, cp2 | kube-apiserver of cp1, kube-apiserver of cp2: such a change needs a restart, of one node after the other | kuorum lab reboot cp1",
+		"API servers with an old list":             "does not count everywhere yet: cp1, cp2 | kube-apiserver of cp1, kube-apiserver of cp2: they start again in turn, each when the others can do without it | nothing; if it stays: kuorum logs cp1 agent",
 		"the last of three restarted alone":        "cp3 runs no etcd that answers: connection refused; its process is starting",
 		"etcd of two servers keeps ending":         "etcd of cp1 keeps ending: 12 restarts | exit status 1; starts again after 10s | kuorum logs cp1 etcd",
 		"an old leader cut off still names itself": "follows cp1 in term 5, others cp2 in term 6",

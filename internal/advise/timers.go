@@ -3,8 +3,6 @@ package advise
 import (
 	"fmt"
 	"time"
-
-	"kuorum/internal/cluster"
 )
 
 const (
@@ -71,29 +69,6 @@ func Slowest(e Etcd) (rtt, fsyncP99 time.Duration) {
 		}
 	}
 	return rtt, fsyncP99
-}
-
-// timers finds members that run with other timers than cluster.yaml has: all
-// should have the same, or some call elections that the others see no reason
-// for.
-func (v *view) timers() []cluster.Finding {
-	want := v.spec.Spec.Etcd
-	var all []cluster.Finding
-	for _, m := range v.members {
-		if m.status == nil || m.status.Heartbeat == 0 || m.status.Heartbeat == want.Heartbeat && m.status.ElectionTimeout == want.ElectionTimeout {
-			continue
-		}
-		all = append(all, cluster.Finding{
-			Code:     codeEtcdTimersDiffer,
-			Severity: cluster.SeverityInfo,
-			Node:     m.node,
-			What: fmt.Sprintf("etcd of %s runs with other timers than cluster.yaml has: heartbeat %v, election timeout %v",
-				m.node, m.status.Heartbeat, m.status.ElectionTimeout),
-			Why: "it was not started again since they were changed",
-			Do:  fmt.Sprintf("kuorum etcd timers --heartbeat %v --election-timeout %v", want.Heartbeat, want.ElectionTimeout),
-		})
-	}
-	return all
 }
 
 // roundUp is d in whole steps; it cannot overflow below mostHeartbeat.

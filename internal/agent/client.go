@@ -28,11 +28,6 @@ const Port = 9443
 // StatusPath answers GET with a cluster.NodeStatus, probed at that moment.
 const StatusPath = "/v1/status"
 
-// RereadPath answers POST of an administrator, or of the node itself: the agent
-// reads the node's files again. Components that the change does not touch run
-// on, the others are replaced. It answers before it does so.
-const RereadPath = "/v1/reread"
-
 // patience is how long an agent may take to answer. Its own probes take a
 // second at most; a machine that is black-holed costs its caller all of it.
 const patience = 1500 * time.Millisecond
@@ -42,7 +37,11 @@ const maxAnswer = 4 << 20
 
 // Client asks agents. It keeps no state but idle connections and may be used
 // by several goroutines.
-type Client struct{ http *http.Client }
+type Client struct {
+	http   *http.Client
+	config *tls.Config
+	dial   Dialer
+}
 
 // Dialer connects to host:port. It must end with its context.
 type Dialer func(ctx context.Context, address string) (net.Conn, error)
@@ -56,10 +55,17 @@ func NewClient(config *tls.Config, dial Dialer) *Client {
 			return own.DialContext(ctx, "tcp", address)
 		}
 	}
-	return &Client{http: &http.Client{Transport: &http.Transport{
+	return &Client{config: config, dial: dial, http: &http.Client{Transport: &http.Transport{
 		DialContext:     func(ctx context.Context, _, address string) (net.Conn, error) { return dial(ctx, address) },
 		TLSClientConfig: config, TLSHandshakeTimeout: patience, IdleConnTimeout: time.Minute,
 	}}}
+}
+
+// With is a client that asks in the same way, but with other rules of whom to
+// believe: change gets the client's settings, which it must leave as they are,
+// and returns others, such as those of pki.NamedTLS.
+func (c *Client) With(change func(*tls.Config) *tls.Config) *Client {
+	return NewClient(change(c.config), c.dial)
 }
 
 // Report asks the agent of n for its status. It blocks for 1.5 s at most and

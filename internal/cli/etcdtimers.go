@@ -12,7 +12,6 @@ import (
 	"github.com/spf13/cobra"
 
 	"kuorum/internal/advise"
-	"kuorum/internal/agent"
 	"kuorum/internal/cluster"
 	"kuorum/internal/membership"
 	"kuorum/internal/step"
@@ -33,9 +32,9 @@ func (a *app) etcdTimers() *cobra.Command {
 		Long: `Without flags it shows the timers that etcd runs with, what the members measure of their network and disks, and which
 timers these allow. Short ones find a dead leader sooner; too short, a late packet or write costs a live leader its lead.
 
---apply sets the timers that the measurements allow, --heartbeat others. They are written to the cluster's cluster.yaml; then
-one member after the other starts with them, the leader last, each as soon as all are well again; the API server of its
-machine starts again with it. Writes go on: they go to the other servers meanwhile.
+--apply sets the timers that the measurements allow, --heartbeat others. They are written to the cluster's cluster.yaml; the
+nodes see that, and one member after the other starts with them, the leader last, each as soon as all are well again, also
+if this command is interrupted. The API server of a member's machine starts again with it; writes go to the others.
 Measure while the cluster does its usual work: an idle disk promises too much.`,
 		Example: `  kuorum etcd timers
   kuorum etcd timers --apply --dry-run
@@ -116,23 +115,35 @@ func (w *etcdTimers) set(ctx context.Context, now advise.Etcd, heartbeat, electi
 	if _, err := w.target.spec.WithTimers(heartbeat, election); err != nil {
 		return err
 	}
-	if why := unwell(now, 0); why != "" && !w.dryRun {
-		return &cluster.Problem{
-			What: "the timers cannot be changed now", Why: "each member starts again, which the others must carry: " + why,
-			Do: "kuorum etcd status", Exit: cluster.ExitRefused,
-		}
+	if err := spareOne(now); err != nil && !w.dryRun {
+		return err
 	}
 	steps := []step.Step{{
 		Name: fmt.Sprintf("write heartbeat %v and election timeout %v to cluster.yaml", heartbeat, election),
 		Do:   func(ctx context.Context) error { return register.SetTimers(ctx, heartbeat, election) },
 	}}
 	for _, m := range leaderLast(now.Members) {
-		steps = append(steps,
-			step.Step{Name: fmt.Sprintf("start etcd of %s with them", m.Label), Do: func(ctx context.Context) error { return w.restart(ctx, m, heartbeat, election) }},
-			step.Step{Name: "wait until all members are well", Do: w.awaitAllWell},
-		)
+		steps = append(steps, step.Step{
+			Name: fmt.Sprintf("wait until etcd of %s runs with them", m.Label),
+			Do:   func(ctx context.Context) error { return w.awaitTimers(ctx, m, heartbeat, election) },
+		})
 	}
 	return w.steps(ctx, steps, w.app.newProgress())
+}
+
+// spareOne refuses unless each member can start again while the others go on.
+func spareOne(e advise.Etcd) error {
+	why := unwell(e, 0)
+	if why == "" && e.Quorum.Voters > 1 && e.Quorum.MayLose == 0 {
+		why = e.Quorum.String()
+	}
+	if why == "" {
+		return nil
+	}
+	return &cluster.Problem{
+		What: "the timers cannot be changed now", Why: "each member starts again, which the others must carry: " + why,
+		Do: "kuorum etcd status", Exit: cluster.ExitRefused,
+	}
 }
 
 // leaderLast puts the leader behind the others, so that the lead changes once.
@@ -142,30 +153,27 @@ func leaderLast(members []advise.Member) []advise.Member {
 	return append(followers, slices.DeleteFunc(slices.Clone(members), func(m advise.Member) bool { return !leads(m) })...)
 }
 
-// restart has the node of a member read its files again until its etcd runs
-// with the timers, and all of its components are ready: the node may hear of
-// them a moment later than we, and its API server starts again with its etcd.
-func (w *etcdTimers) restart(ctx context.Context, m advise.Member, heartbeat, election time.Duration) error {
+// awaitTimers waits until the member's node has had its turn: its etcd runs with
+// the timers, and all of its components are ready.
+func (w *etcdTimers) awaitTimers(ctx context.Context, m advise.Member, heartbeat, election time.Duration) error {
 	node, ok := w.target.spec.Node(m.Node)
 	if !ok {
-		return fmt.Errorf("cannot restart %s: no node of cluster.yaml runs it", memberText(m))
+		return fmt.Errorf("cannot wait for %s: no node of cluster.yaml runs it", memberText(m))
 	}
-	agents, err := w.target.agents()
-	if err != nil {
-		return err
-	}
-	return until(ctx, "etcd of "+node.Name+" does not run with the new timers", func() (string, error) {
-		report := agents.Report(ctx, node)
-		if report.Status == nil {
-			return node.Name + " " + report.Error, nil // its agent is starting
+	return until(ctx, "etcd of "+node.Name+" does not run with the new timers yet: its agent goes on", func() (string, error) {
+		reports, err := w.target.reports(ctx)
+		if err != nil {
+			return "", err
 		}
-		if s := report.Status.Etcd; s != nil && time.Duration(s.Heartbeat) == heartbeat && time.Duration(s.ElectionTimeout) == election {
-			return unreadyText(*report.Status), nil
+		i := slices.IndexFunc(reports, func(r cluster.NodeReport) bool { return r.Name == node.Name })
+		if i < 0 || reports[i].Status == nil {
+			return node.Name + " does not answer", nil // its agent is starting
 		}
-		if err := agents.Call(ctx, node.Address, agent.RereadPath, struct{}{}, nil); err != nil {
-			return node.Name + ": " + agent.Explain(err), nil
+		status := reports[i].Status
+		if s := status.Etcd; s != nil && time.Duration(s.Heartbeat) == heartbeat && time.Duration(s.ElectionTimeout) == election {
+			return unreadyText(*status), nil
 		}
-		return "the agent of " + node.Name + " reads its files again", nil
+		return advise.Turn(w.target.spec, reports, node.Name), nil
 	})
 }
 

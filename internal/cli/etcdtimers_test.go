@@ -78,7 +78,7 @@ func TestTimersToSet(t *testing.T) {
 			if exitOf(err) != test.exit || !strings.Contains(text, test.says) {
 				t.Errorf("exit code %d, %v:\n%s", exitOf(err), err, text)
 			}
-			if test.exit == 0 && strings.Index(text, "start etcd of cp3") > strings.Index(text, "start etcd of cp2") {
+			if test.exit == 0 && strings.Index(text, "etcd of cp3 runs") > strings.Index(text, "etcd of cp2 runs") {
 				t.Errorf("the leader is not the last:\n%s", text)
 			}
 		})

@@ -27,11 +27,12 @@ func (a *app) labCommand() *cobra.Command {
   kuorum lab start cp1           switch it on
   kuorum lab add                 one more server
   kuorum lab remove cp4          and one less
+  kuorum lab address cp1 198.18.0.61    another address, while it is off
   kuorum lab console cp1         a shell on it`,
 		Args: cobra.NoArgs,
 		RunE: func(cmd *cobra.Command, _ []string) error { return cmd.Help() },
 	}
-	cmd.AddCommand(a.labStart(), a.labStop(), a.labReboot(), a.labAdd(), a.labRemove(), a.labConsole(), a.labProcess())
+	cmd.AddCommand(a.labStart(), a.labStop(), a.labReboot(), a.labAdd(), a.labRemove(), a.labAddress(), a.labConsole(), a.labProcess())
 	return cmd
 }
 
@@ -177,6 +178,37 @@ func (a *app) labReboot() *cobra.Command {
 	}
 	cmd := a.machineCommandFor(v)
 	cmd.Flags().BoolVar(&v.wait, "wait", true, "wait until every component is ready")
+	return cmd
+}
+
+func (a *app) labAddress() *cobra.Command {
+	dryRun := false
+	cmd := &cobra.Command{
+		Use:   "address NODE ADDRESS",
+		Short: "Give a machine that is off another address for its next start",
+		Long: `Does to a machine what a network does that hands out addresses anew, or a move to another rack. The
+cluster does not know of it: kuorum node address tells it, once the machine is on again.`,
+		Args:              cobra.ExactArgs(2),
+		ValidArgsFunction: a.completeNodes,
+		RunE: func(cmd *cobra.Command, args []string) error {
+			l, err := a.open()
+			if err != nil {
+				return err
+			}
+			name, address := args[0], args[1]
+			if _, ok := l.Spec.Node(name); !ok {
+				return unknownNode(l, name)
+			}
+			steps := []step.Step{{Name: "give " + name + " the address " + address, Do: func(ctx context.Context) error {
+				return l.SetAddress(ctx, name, address)
+			}}}
+			if dryRun {
+				return a.printSteps(steps)
+			}
+			return step.Run(cmd.Context(), steps, a.newProgress())
+		},
+	}
+	cmd.Flags().BoolVar(&dryRun, "dry-run", false, "print the steps and do nothing")
 	return cmd
 }
 

@@ -15,11 +15,11 @@ import (
 func (a *app) nodeCommand() *cobra.Command {
 	cmd := &cobra.Command{
 		Use:   "node",
-		Short: "Nodes of the cluster: remove one, dead or alive",
+		Short: "Nodes of the cluster: remove one, dead or alive, or tell where they are",
 		Args:  cobra.NoArgs,
 		RunE:  func(cmd *cobra.Command, _ []string) error { return cmd.Help() },
 	}
-	cmd.AddCommand(a.nodeRemove())
+	cmd.AddCommand(a.nodeRemove(), a.nodeAddress())
 	return cmd
 }
 
@@ -79,16 +79,33 @@ func (a *app) remove(ctx context.Context, t target, r removal, more ...step.Step
 }
 
 func removeSteps(t target, r removal) []step.Step {
-	return []step.Step{
-		{Name: "check the quorum", Do: func(ctx context.Context) error {
-			_, err := askRemoval(ctx, t, r, true)
-			return err
-		}},
-		{Name: fmt.Sprintf("take %s out of etcd, cluster.yaml and Kubernetes", r.name), Do: func(ctx context.Context) error {
+	steps := []step.Step{{Name: "check the quorum", Do: func(ctx context.Context) error {
+		_, err := askRemoval(ctx, t, r, true)
+		return err
+	}}}
+	if n, _ := t.spec.Node(r.name); n.Role == cluster.RoleEtcd {
+		steps = append(steps, step.Step{
+			Name: "wait until all API servers know the other etcd nodes", Do: func(ctx context.Context) error { return awaitKnown(ctx, t, r) },
+		})
+	}
+	return append(steps, step.Step{
+		Name: fmt.Sprintf("take %s out of etcd, cluster.yaml and Kubernetes", r.name), Do: func(ctx context.Context) error {
 			_, err := askRemoval(ctx, t, r, false)
 			return err
-		}},
-	}
+		},
+	})
+}
+
+// awaitKnown waits until no API server depends on an etcd node that is to go.
+// The agents that are asked start again meanwhile.
+func awaitKnown(ctx context.Context, t target, r removal) error {
+	return until(ctx, "not all API servers know the other etcd nodes yet", func() (string, error) {
+		sums, err := askRemoval(ctx, t, r, true)
+		if err != nil || sums.Behind == "" {
+			return "", err
+		}
+		return "the API server of " + sums.Behind + " starts again in its turn", nil
+	})
 }
 
 // askRemoval asks any server but the one that is to go.

@@ -5,14 +5,17 @@ import (
 	"errors"
 	"fmt"
 	"io/fs"
+	"net/netip"
 	"os"
 	"path/filepath"
+	"slices"
 	"strings"
 
 	"kuorum/internal/agent"
 	"kuorum/internal/cluster"
 	"kuorum/internal/component"
 	"kuorum/internal/etcd"
+	"kuorum/internal/host"
 	"kuorum/internal/lab"
 	"kuorum/internal/membership"
 	"kuorum/internal/pki"
@@ -117,12 +120,33 @@ func nodeTarget(dir string) (target, error) {
 		spec:   spec,
 		agents: func() (*agent.Client, error) { return agents, nil },
 		reports: func(ctx context.Context) ([]cluster.NodeReport, error) {
-			return agents.Reports(ctx, spec.Spec.Nodes), nil
+			return reportsFrom(ctx, agents, spec, dir), nil
 		},
 		etcd: func(endpoints ...string) (*etcd.Client, error) {
 			return dialEtcd(etcd.Config{Endpoints: endpoints}, keys.CA, keys.Cert, keys.Key)
 		},
 	}, nil
+}
+
+// reportsFrom asks all agents from the machine whose files are in dir. Its own is
+// asked on the loopback when its address is not on this machine any more: it is
+// the one that tells what to do.
+func reportsFrom(ctx context.Context, agents *agent.Client, spec *cluster.Spec, dir string) []cluster.NodeReport {
+	name, err := os.ReadFile(filepath.Join(dir, "node"))
+	own := strings.TrimSpace(string(name))
+	have, other := host.Addresses()
+	nodes := slices.Clone(spec.Spec.Nodes)
+	for i, n := range nodes {
+		here := slices.ContainsFunc(have, func(a netip.Addr) bool { return a.String() == n.Address })
+		if err == nil && other == nil && n.Name == own && !here {
+			nodes[i].Address = "127.0.0.1"
+		}
+	}
+	reports := agents.Reports(ctx, nodes)
+	for i := range reports {
+		reports[i].Address = spec.Spec.Nodes[i].Address
+	}
+	return reports
 }
 
 // verdict is the exit code of a command that has printed what it found and

@@ -4,6 +4,8 @@
 package cluster
 
 import (
+	"crypto/sha256"
+	"encoding/hex"
 	"fmt"
 	"net/netip"
 	"slices"
@@ -82,10 +84,23 @@ type Node struct {
 	// It and Role have no default: a listed node says both.
 	Name string `json:"name"`
 	Role Role   `json:"role"`
-	// Address is an IP address in Network.Nodes, fixed for the machine's life.
+	// Address is an IP address in Network.Nodes. It changes by `kuorum node
+	// address` only.
 	Address string `json:"address,omitempty"`
 	// Labels go on the Kubernetes node object, which an etcd node has none of.
 	Labels map[string]string `json:"labels,omitempty"`
+	// Moved is kuorum's own note of changes of Address.
+	Moved Move `json:"moved,omitzero"`
+}
+
+// Move is what is known of a node's earlier addresses.
+type Move struct {
+	// Times counts the changes of its address: of two notes, the one that
+	// counts more is the younger.
+	Times int `json:"times,omitempty"`
+	// From are the addresses at which others may still look for the node,
+	// the oldest first. It is empty once its move has come to its end.
+	From []string `json:"from,omitempty"`
 }
 
 // Network holds the three address ranges of a cluster and how pods of
@@ -286,6 +301,17 @@ func movesEtcd(verb string) error {
 		Why:  "etcd is on the servers, on machines of its own, or somebody else's, for the life of a cluster",
 		Do:   "make a new cluster with kuorum up --etcd N, or spec.etcdNodes", Exit: ExitRefused,
 	}
+}
+
+// Digest tells one cluster.yaml from another. Specs that cannot be written have
+// none.
+func (s *Spec) Digest() string {
+	text, err := s.YAML()
+	if err != nil {
+		return ""
+	}
+	sum := sha256.Sum256(text)
+	return hex.EncodeToString(sum[:8])
 }
 
 // ServiceIP is the first address of the services' range, which Kubernetes

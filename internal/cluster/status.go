@@ -20,9 +20,15 @@ type NodeStatus struct {
 	Leaders      []LeaseStatus       `json:"leaders,omitempty"`  // as the node's own API server has them
 	Disk         DiskStatus          `json:"disk"`
 	Certificates []CertificateStatus `json:"certificates,omitempty"`
+	// Config is Spec.Digest of the cluster.yaml that the node follows.
+	Config string `json:"config"`
 	// Stale names components that run as an earlier cluster.yaml had them: they
-	// need a restart of the agent.
+	// are restarted in the node's turn.
 	Stale []string `json:"stale,omitempty"`
+	// Lost is the address that the node has in cluster.yaml and not on its
+	// machine, which has Addresses. Nothing of the node is started then.
+	Lost      string   `json:"lost,omitempty"`
+	Addresses []string `json:"addresses,omitempty"`
 }
 
 // ComponentStatus is one program of a node.

@@ -111,6 +111,31 @@ func (v *validator) addresses() {
 			v.clash([]string{path, networkPath}, "%s %s", a, wrong)
 		}
 	}
+	v.moves(taken)
+}
+
+// moves checks earlier addresses: while one counts, nobody else may be there,
+// or the two would be taken for each other.
+func (v *validator) moves(taken map[netip.Addr]string) {
+	for i, n := range v.spec.Spec.Nodes {
+		path := item(nodesPath, i) + ".moved"
+		if n.Moved.Times < 0 || n.Moved.Times == 0 && len(n.Moved.From) > 0 {
+			v.refuse(path+".times", "%d is not possible: it counts the changes of the node's address", n.Moved.Times)
+		}
+		for j, text := range n.Moved.From {
+			at := item(path+".from", j)
+			a, wrong := ipv4Addr(text)
+			if wrong != "" {
+				v.refuse(at, "%s", wrong)
+				continue
+			}
+			if other, ok := taken[a]; ok {
+				v.refuse(at, "%s is still looked for at %s, the address of %s now: move it after that, or by way of a free address", n.Name, a, other)
+				continue
+			}
+			taken[a] = item(nodesPath, i)
+		}
+	}
 }
 
 // notForNode says why an address of the network cannot be a node's.

@@ -203,9 +203,12 @@ backends:
 	file := config("endpoint.yaml", []byte(text))
 	file.Reread = true
 	return Component{
-		Name:        "endpoint",
-		Path:        m.Kuorum,
-		Args:        []string{"endpoint", "--config", component("endpoint.yaml")},
+		Name: "endpoint",
+		Path: m.Kuorum,
+		Args: []string{"endpoint", "--config", component("endpoint.yaml")},
+		// It reads its file again but for where it listens: at another address
+		// it must be another process.
+		Env:         []string{"KUORUM_LISTEN=" + m.Node.Address},
 		Files:       []File{file},
 		Ready:       httpReady(fmt.Sprintf("http://127.0.0.1:%d/healthz", portStatus)),
 		StopTimeout: 5 * time.Second,

@@ -8,6 +8,7 @@ import (
 	"net/netip"
 	"os"
 	"path/filepath"
+	"slices"
 	"syscall"
 
 	"github.com/vishvananda/netlink"
@@ -108,6 +109,27 @@ func LinkUp(name string) error {
 
 func netOf(p netip.Prefix) *net.IPNet {
 	return &net.IPNet{IP: p.Addr().AsSlice(), Mask: net.CIDRMask(p.Bits(), p.Addr().BitLen())}
+}
+
+// Addresses lists the IPv4 addresses of this network namespace by which others
+// may reach it, in their order, whether their links are up or not.
+func Addresses() ([]netip.Addr, error) {
+	list, err := net.InterfaceAddrs()
+	if err != nil {
+		return nil, fmt.Errorf("cannot list this machine's addresses: %w", err)
+	}
+	var all []netip.Addr
+	for _, entry := range list {
+		prefix, err := netip.ParsePrefix(entry.String())
+		if err != nil {
+			continue
+		}
+		if a := prefix.Addr().Unmap(); a.Is4() && a.IsGlobalUnicast() {
+			all = append(all, a)
+		}
+	}
+	slices.SortFunc(all, netip.Addr.Compare)
+	return slices.Compact(all), nil
 }
 
 // Sysctl sets a kernel setting by its path below /proc/sys. Settings that

@@ -1,6 +1,6 @@
 // Package kubeapi asks an API server in JSON, with a kubeconfig of ours. It
 // knows no types of Kubernetes: client-go's would cost each of our processes
-// more memory than all else that it does (ADR 0019).
+// more memory than all else that it does (ADR 0024).
 package kubeapi
 
 import (

@@ -7,6 +7,7 @@ import (
 	"fmt"
 	"net"
 	"net/http"
+	"net/netip"
 	"net/url"
 	"os"
 	"path/filepath"
@@ -176,6 +177,38 @@ func (d *daemon) drop(ctx context.Context, m *Machine) error {
 		return fmt.Errorf("cannot remove the disk of %s: %w", m.Node.Name, err)
 	}
 	return nil
+}
+
+// SetAddress gives a machine that is off another address for its next start, as
+// a network would that hands addresses out. The node on its disk does not know:
+// kuorum node address tells it, and the others.
+func (l *Lab) SetAddress(ctx context.Context, name, address string) error {
+	return l.call(ctx, http.MethodPost, "/v1/machines/"+name+"/address?"+url.Values{"to": {address}}.Encode(), nil)
+}
+
+// setAddress is the lab process's part of SetAddress. From here on the lab's
+// Spec, the forwarder and the machines' names have the new address.
+func (d *daemon) setAddress(name, address string) error {
+	d.changing.Lock()
+	defer d.changing.Unlock()
+	node, ok := d.lab.Spec.Node(name)
+	at := slices.IndexFunc(d.list(), func(m *Machine) bool { return m.Node.Name == name })
+	if !ok || at < 0 {
+		return fmt.Errorf("lab %s has no machine %q", d.lab.Name, name)
+	}
+	parsed, err := netip.ParseAddr(address)
+	if err != nil {
+		return fmt.Errorf("cannot read the address: %w", err)
+	}
+	node.Address = address
+	spec, err := d.lab.Spec.With(node)
+	if err != nil {
+		return err
+	}
+	if err := d.list()[at].setAddress(parsed); err != nil {
+		return err
+	}
+	return d.change(spec)
 }
 
 // list is the machines at this moment; it is never changed in place.

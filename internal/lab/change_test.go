@@ -6,6 +6,7 @@ import (
 	"io/fs"
 	"log/slog"
 	"os"
+	"os/exec"
 	"path/filepath"
 	"strings"
 	"testing"
@@ -191,5 +192,52 @@ func TestSpares(t *testing.T) {
 	}
 	if diff := cmp.Diff(want, status.Reports()); diff != "" {
 		t.Error(diff)
+	}
+}
+
+// TestSetAddress: the next start of a machine has the address, and all in the
+// lab who go by it; the node on its disk does not know.
+func TestSetAddress(t *testing.T) {
+	s, d := testDaemon(t, 2, 1)
+	on := d.list()[0]
+	on.init = exec.Command("true")
+	disk := filepath.Join(d.lab.machineDir("cp2"), "etc/kuorum/cluster.yaml")
+	before, err := os.ReadFile(disk)
+	if err != nil {
+		t.Fatal(err)
+	}
+	for _, test := range []struct{ name, address, says string }{
+		{"cp1", "198.18.0.61", "is on"},
+		{"cp9", "198.18.0.61", "no machine"},
+		{"cp2", "198.18.0.11", "198.18.0.11"},
+		{"cp2", "198.18.0.1", "reserved"},
+		{"cp2", "10.0.0.1", "198.18.0.0/24"},
+		{"cp2", "there", "address"},
+	} {
+		if err := d.setAddress(test.name, test.address); err == nil || !strings.Contains(err.Error(), test.says) {
+			t.Errorf("%s at %s: %v", test.name, test.address, err)
+		}
+	}
+	unchanged, err := s.Open("one")
+	if err != nil {
+		t.Fatal(err)
+	}
+	if n, _ := unchanged.Spec.Node("cp2"); n.Address != "198.18.0.12" || d.list()[1].at().Address != n.Address {
+		t.Errorf("a refusal did something: %+v", n)
+	}
+	if err := d.setAddress("cp2", "198.18.0.62"); err != nil {
+		t.Fatal(err)
+	}
+	opened, err := s.Open("one")
+	if err != nil {
+		t.Fatal(err)
+	}
+	n, _ := opened.Spec.Node("cp2")
+	m := d.list()[1]
+	if n.Address != "198.18.0.62" || m.at().Address != n.Address || m.port != "mc612003e" || !strings.Contains(d.list()[2].plan.Hosts, "198.18.0.62 cp2\n") {
+		t.Errorf("it is at %s, its machine %+v, the others know\n%s", n.Address, m.at(), d.list()[2].plan.Hosts)
+	}
+	if after, err := os.ReadFile(disk); err != nil || string(after) != string(before) {
+		t.Errorf("the node's own file has changed, %v", err)
 	}
 }

@@ -2,6 +2,7 @@ package lab
 
 import (
 	"context"
+	"crypto/tls"
 	"encoding/json"
 	"errors"
 	"fmt"
@@ -43,6 +44,7 @@ type daemon struct {
 
 	mu       sync.Mutex
 	machines []*Machine // see list
+	named    map[string]*agent.Client
 	stop     chan struct{}
 	stopOnce sync.Once
 }
@@ -246,6 +248,11 @@ func (d *daemon) handler() http.Handler {
 			answer(w, struct{}{}, d.one(r, do))
 		})
 	}
+	mux.HandleFunc("POST /v1/machines/{name}/address", func(w http.ResponseWriter, r *http.Request) {
+		name, to := r.PathValue("name"), r.URL.Query().Get("to")
+		d.log.Info("machine", "verb", "address", "name", name, "to", to)
+		answer(w, struct{}{}, d.setAddress(name, to))
+	})
 	mux.HandleFunc("POST /v1/machines", func(w http.ResponseWriter, r *http.Request) {
 		var node cluster.Node
 		err := json.Unmarshal([]byte(r.URL.Query().Get("node")), &node)
@@ -347,8 +354,9 @@ func (d *daemon) status(ctx context.Context) Status {
 }
 
 func (d *daemon) machineStatus(ctx context.Context, m *Machine) MachineStatus {
+	node := m.at()
 	m.mu.Lock()
-	s := MachineStatus{Name: m.Node.Name, Role: m.Node.Role, Address: m.Node.Address, Node: d.lab.isNode(m.Node.Name), Power: PowerOff, Since: m.since.UTC()}
+	s := MachineStatus{Name: node.Name, Role: node.Role, Address: node.Address, Node: d.lab.isNode(m.Node.Name), Power: PowerOff, Since: m.since.UTC()}
 	if m.init != nil {
 		s.Power, s.PID = PowerOn, m.init.Process.Pid
 	}
@@ -356,7 +364,21 @@ func (d *daemon) machineStatus(ctx context.Context, m *Machine) MachineStatus {
 	if s.Power == PowerOff || !s.Node {
 		return s
 	}
-	report := d.agents.Report(ctx, m.Node)
+	report := d.agentOf(node.Name).Report(ctx, node)
 	s.Agent, s.Error, s.ClockOffset = report.Status, report.Error, report.ClockOffset
 	return s
+}
+
+// agentOf asks the agent of one node by its name: a machine that was given
+// another address cannot prove that one before its node knows of it.
+func (d *daemon) agentOf(name string) *agent.Client {
+	d.mu.Lock()
+	defer d.mu.Unlock()
+	if d.named == nil {
+		d.named = map[string]*agent.Client{}
+	}
+	if d.named[name] == nil {
+		d.named[name] = d.agents.With(func(config *tls.Config) *tls.Config { return pki.NamedTLS(config, name) })
+	}
+	return d.named[name]
 }

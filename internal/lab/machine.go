@@ -55,7 +55,7 @@ type blueprint struct {
 // Machine is one lab machine: a set of namespaces with a disk directory that
 // outlives them.
 type Machine struct {
-	Node cluster.Node
+	Node cluster.Node // its address may be another now, see at
 
 	plan  blueprint
 	port  string // its end of the cable at the switch
@@ -195,8 +195,8 @@ func (m *Machine) PowerOff(ctx context.Context) error {
 	return m.group.Remove(ctx)
 }
 
-// hardwareAddress is fixed for the machine's life, like its IP address, so
-// that its neighbours' tables stay right across reboots.
+// hardwareAddress goes with the machine's IP address, so that its neighbours'
+// tables stay right across reboots.
 func hardwareAddress(address netip.Addr) net.HardwareAddr {
 	b := address.As4()
 	return net.HardwareAddr{0x02, 0x6b, b[0], b[1], b[2], b[3]}
@@ -223,6 +223,33 @@ func ignoreExit(err error) error {
 	}
 	return err
 }
+
+// at is the machine's node with the address that the machine has, or will have
+// when it starts.
+func (m *Machine) at() cluster.Node {
+	m.mu.Lock()
+	defer m.mu.Unlock()
+	n := m.Node
+	n.Address = m.plan.Address.Addr().String()
+	return n
+}
+
+// setAddress gives the machine another address for its next start, and with it
+// another hardware address: for its neighbours it is another machine. One that
+// is on keeps its own, and it is an error.
+func (m *Machine) setAddress(address netip.Addr) error {
+	m.mu.Lock()
+	defer m.mu.Unlock()
+	if m.init != nil {
+		return fmt.Errorf("machine %s is on: kuorum lab stop %s first", m.Node.Name, m.Node.Name)
+	}
+	m.plan.Address = netip.PrefixFrom(address, m.plan.Address.Bits())
+	m.port = portName(address)
+	return nil
+}
+
+// portName is unique in a lab, and at most 15 characters.
+func portName(address netip.Addr) string { return fmt.Sprintf("m%x", address.As4()) }
 
 // setHosts is what the machine will know of the others from its next start on.
 func (m *Machine) setHosts(text string) {
@@ -273,7 +300,7 @@ func newMachine(l *Lab, node cluster.Node, hierarchies []host.Hierarchy) (*Machi
 			Tools:       Tools(),
 			Hierarchies: hierarchies,
 		},
-		port:  fmt.Sprintf("m%x", address.As4()), // unique, and at most 15 characters
+		port:  portName(address),
 		mtu:   l.Spec.Spec.Network.MTU,
 		group: host.NewCgroup(hierarchies, l.cgroupPath(node.Name)),
 		exe:   l.exe,

@@ -4,6 +4,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"strings"
 	"time"
 
 	"kuorum/internal/cluster"
@@ -154,8 +155,10 @@ func (l *Lab) late(ctx context.Context, what string, err error) error {
 	return err
 }
 
-// WaitReady blocks until every component of the machine is ready.
+// WaitReady blocks until every component of the machine is ready. It does not
+// wait for a node whose machine has another address: that starts nothing.
 func (l *Lab) WaitReady(ctx context.Context, name string) error {
+	var astray *cluster.NodeStatus
 	err := poll(ctx, 250*time.Millisecond, func() error {
 		status, err := l.Status(ctx)
 		if err != nil {
@@ -165,8 +168,19 @@ func (l *Lab) WaitReady(ctx context.Context, name string) error {
 		if err != nil {
 			return err
 		}
+		if m.Agent != nil && m.Agent.Lost != "" {
+			astray = m.Agent
+			return nil
+		}
 		return unready(m)
 	})
+	if astray != nil && err == nil {
+		return &cluster.Problem{
+			What: fmt.Sprintf("machine %s is on, and its node starts nothing", name),
+			Why:  fmt.Sprintf("the node's address %s is not on it: it has %s", astray.Lost, strings.Join(astray.Addresses, ", ")),
+			Do:   "kuorum node address " + name + "=ADDRESS, with all nodes that have moved", Exit: cluster.ExitRefused,
+		}
+	}
 	return l.late(ctx, "machine "+name+" is not ready", err)
 }
 

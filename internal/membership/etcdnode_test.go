@@ -118,7 +118,7 @@ func TestSweepEtcdApart(t *testing.T) {
 		service *Service
 		want    bool
 	}{{w.service, true}, {&other, false}, {w.service, true}} {
-		if mine, err := turn.service.sweeps(within(t)); err != nil || mine != turn.want {
+		if mine, err := turn.service.Acts(within(t)); err != nil || mine != turn.want {
 			t.Errorf("%s acts: %v, %v", turn.service.Self, mine, err)
 		}
 	}
@@ -139,7 +139,7 @@ func TestSweepEtcdApart(t *testing.T) {
 	}
 	_, err = w.service.Etcd.Commit(within(t), "test", etcd.Change{Key: sweeperKey, Always: true}) // as the end of its lease
 	must(t, err)
-	if mine, err := other.sweeps(within(t)); err != nil || !mine {
+	if mine, err := other.Acts(within(t)); err != nil || !mine {
 		t.Errorf("cp2 does not take its turn: %v", err)
 	}
 }

@@ -130,6 +130,16 @@ func (w *world) startEtcd(t *testing.T) {
 // lives starts what answers as the agent of a node would.
 func (w *world) lives(t *testing.T, name string, status func(context.Context) cluster.NodeStatus) {
 	t.Helper()
+	mux := http.NewServeMux()
+	mux.HandleFunc("GET "+agent.StatusPath, func(rw http.ResponseWriter, r *http.Request) {
+		_ = json.NewEncoder(rw).Encode(status(r.Context())) // the caller has gone
+	})
+	w.answers(t, name, mux)
+}
+
+// answers starts what has the certificate and the address of a node's agent.
+func (w *world) answers(t *testing.T, name string, mux *http.ServeMux) {
+	t.Helper()
 	n, ok := w.spec.Node(name)
 	if !ok {
 		t.Fatalf("no node %s", name)
@@ -137,10 +147,6 @@ func (w *world) lives(t *testing.T, name string, status func(context.Context) cl
 	own := agentPair(t, w.set, w.spec, n)
 	config, err := pki.ServerTLS(w.set.Agents.Pair().Cert, own)
 	must(t, err)
-	mux := http.NewServeMux()
-	mux.HandleFunc("GET "+agent.StatusPath, func(rw http.ResponseWriter, r *http.Request) {
-		_ = json.NewEncoder(rw).Encode(status(r.Context())) // the caller has gone
-	})
 	server := httptest.NewUnstartedServer(mux)
 	must(t, server.Listener.Close())
 	if server.Listener, err = net.Listen("tcp", fmt.Sprintf("%s:%d", w.local(n), agent.Port)); err != nil {

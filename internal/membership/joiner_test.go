@@ -10,6 +10,7 @@ import (
 	"net/http/httptest"
 	"os"
 	"path/filepath"
+	"slices"
 	"strings"
 	"testing"
 	"time"
@@ -157,6 +158,78 @@ func TestWorkersFiles(t *testing.T) {
 	j.Node.Name = "w7"
 	if err := j.writeDisk(); err == nil || !strings.Contains(err.Error(), "has no node w7") {
 		t.Errorf("got %v", err)
+	}
+}
+
+// TestMovedNodeRenews: a node that is no server asks for new certificates when
+// they do not name its address, however young they are, and takes none for
+// another. Those of an etcd node name where it was until its move is complete.
+func TestMovedNodeRenews(t *testing.T) {
+	t.Parallel()
+	for name, paths := range map[string][]string{
+		"w1": {"pki/agent.crt", "pki/kubelet.crt"}, "e1": {"pki/agent.crt", "pki/etcd/server.crt", "pki/etcd/peer.crt"},
+	} {
+		t.Run(name, func(t *testing.T) {
+			t.Parallel()
+			movedNodeRenews(t, name, paths)
+		})
+	}
+}
+
+func movedNodeRenews(t *testing.T, name string, paths []string) {
+	t.Helper()
+	w := newWorldApart(t, 1, 1)
+	w1, _ := w.spec.Node(name)
+	files, err := w.set.NodeFiles(w.spec, w1, time.Now())
+	must(t, err)
+	have := map[string][]byte{}
+	for _, f := range files {
+		have[f.Path] = f.Data
+	}
+	mux := http.NewServeMux()
+	mux.HandleFunc("POST "+RenewPath, func(rw http.ResponseWriter, r *http.Request) {
+		var in Renewal
+		err := json.NewDecoder(r.Body).Decode(&in)
+		signed, other := w.service.Renew(r.Context(), in)
+		if err := errors.Join(err, other); err != nil {
+			http.Error(rw, err.Error(), http.StatusInternalServerError)
+			return
+		}
+		_ = json.NewEncoder(rw).Encode(signed)
+	})
+	w.answers(t, "cp1", mux)
+	mine := w.spec
+	renew := func(node cluster.Node) ([]pki.File, error) {
+		got, err := AskRenewal(within(t), w.service.Agents, mine, node, have)
+		for _, f := range got {
+			have[f.Path] = f.Data
+		}
+		return got, err
+	}
+	madeOutTo := func(address string, also ...string) bool {
+		return !slices.ContainsFunc(paths, func(path string) bool { return !pki.MadeOutTo(have[path], address, also...) })
+	}
+	if got, err := renew(w1); got != nil || err != nil {
+		t.Errorf("nothing has changed: %v, %v", got, err)
+	}
+	moved := w1
+	moved.Address, moved.Moved = "198.18.0.64", cluster.Move{Times: 1, From: []string{w1.Address}}
+	if got, err := renew(moved); got != nil || err == nil { // the register has it where it was
+		t.Errorf("it takes certificates for where it was: %v, %v", got, err)
+	}
+	for _, node := range []cluster.Node{moved, {Name: name, Role: w1.Role, Address: moved.Address, Moved: cluster.Move{Times: 1}}} {
+		must(t, w.service.Register.Change(within(t), "test", func(spec *cluster.Spec) (*cluster.Spec, error) { return spec.With(node) }))
+		mine, err = w.service.Register.Spec(within(t))
+		must(t, err)
+		_, err = renew(node)
+		must(t, err)
+		both := w1.Role == cluster.RoleEtcd && len(node.Moved.From) > 0
+		if !madeOutTo(node.Address, w1.Address) || madeOutTo(node.Address) == both {
+			t.Errorf("they do not name where it is: %+v", node.Moved)
+		}
+		if got, err := renew(node); got != nil || err != nil {
+			t.Errorf("it asks again: %v, %v", got, err)
+		}
 	}
 }
 

@@ -96,6 +96,9 @@ type LeftReport struct {
 
 // Removed is what a removal did, or would do.
 type Removed struct {
+	// Behind names a server for which the removal has to wait, see behind; it
+	// is told by a dry one only.
+	Behind string            `json:"behind,omitempty"`
 	Before cluster.QuorumSum `json:"before"`
 	After  cluster.QuorumSum `json:"after"`
 }

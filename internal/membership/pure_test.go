@@ -91,3 +91,28 @@ func TestBelongs(t *testing.T) {
 		}
 	}
 }
+
+// TestBehindOf: who follows another cluster.yaml, or has not had its turn, is
+// behind; who does not answer is not waited for.
+func TestBehindOf(t *testing.T) {
+	spec, err := cluster.NewApart("demo", 3, 2, 0)
+	must(t, err)
+	report := func(config string, stale ...string) []cluster.NodeReport {
+		return []cluster.NodeReport{{Name: "cp1", Error: "it is off"}, {Name: "cp2", Status: &cluster.NodeStatus{Config: config, Stale: stale}}}
+	}
+	other, err := spec.Without("e3")
+	must(t, err)
+	for name, test := range map[string]struct {
+		reports []cluster.NodeReport
+		want    string
+	}{
+		"all know":  {report(spec.Digest()), ""},
+		"older":     {report(other.Digest()), "cp2"},
+		"in turn":   {report(spec.Digest(), "kube-apiserver"), "cp2"},
+		"old agent": {report(""), "cp2"},
+	} {
+		if got := behindOf(spec, test.reports); got != test.want {
+			t.Errorf("%s: %q is behind, want %q", name, got, test.want)
+		}
+	}
+}

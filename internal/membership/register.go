@@ -6,6 +6,7 @@
 package membership
 
 import (
+	"bytes"
 	"context"
 	"encoding/json"
 	"errors"
@@ -26,6 +27,7 @@ const (
 	alivePrefix = "/kuorum/alive/"     // NAME: goes when nobody works on that join any more
 	leavePrefix = "/kuorum/leaves/"    // NAME: a removal, until its member is gone
 	tokenPrefix = "/kuorum/tokens/"
+	turnKey     = "/kuorum/turn"    // name of the node that replaces components
 	sweeperKey  = "/kuorum/sweeper" // name of the server that cleans up, where none has etcd's leader
 )
 
@@ -240,10 +242,60 @@ func (r *Register) edit(ctx context.Context, verb string, change func(*cluster.S
 // SetTimers writes etcd's timers to cluster.yaml. Members run with them when
 // they start next.
 func (r *Register) SetTimers(ctx context.Context, heartbeat, election time.Duration) error {
-	_, err := r.edit(ctx, "set etcd's timers", func(spec *cluster.Spec) (*cluster.Spec, []etcd.Change, error) {
-		next, err := spec.WithTimers(heartbeat, election)
+	return r.Change(ctx, "set etcd's timers", func(spec *cluster.Spec) (*cluster.Spec, error) {
+		return spec.WithTimers(heartbeat, election)
+	})
+}
+
+// Change edits cluster.yaml by change, which is called again when another edit
+// came first. What change leaves as it is, is not written.
+func (r *Register) Change(ctx context.Context, verb string, change func(*cluster.Spec) (*cluster.Spec, error)) error {
+	spec, err := r.Spec(ctx)
+	if err != nil {
+		return err
+	}
+	next, err := change(spec)
+	if err != nil {
+		return err
+	}
+	before, err := spec.YAML()
+	if err != nil {
+		return err
+	}
+	if after, err := next.YAML(); err != nil || bytes.Equal(before, after) {
+		return err
+	}
+	_, err = r.edit(ctx, verb, func(spec *cluster.Spec) (*cluster.Spec, []etcd.Change, error) {
+		next, err := change(spec)
 		return next, nil, err
 	})
+	return err
+}
+
+// turnLife is how long a node may take to be well again before it is another's turn.
+const turnLife = 2 * time.Minute
+
+// TakeTurn makes it the turn of the node of that name to replace components, if
+// it is nobody's.
+func (r *Register) TakeTurn(ctx context.Context, name string) (bool, error) {
+	record, err := r.etcd.Record(ctx, turnKey)
+	if err != nil || record.Revision != 0 {
+		return string(record.Value) == name, err
+	}
+	lease, err := r.etcd.Grant(ctx, turnLife)
+	if err != nil {
+		return false, err
+	}
+	return r.etcd.Commit(ctx, "take a turn", etcd.Change{Key: turnKey, Value: []byte(name), Lease: lease})
+}
+
+// EndTurn lets others have theirs, if it was that node's.
+func (r *Register) EndTurn(ctx context.Context, name string) error {
+	record, err := r.etcd.Record(ctx, turnKey)
+	if err != nil || string(record.Value) != name {
+		return err
+	}
+	_, err = r.etcd.Commit(ctx, "end a turn", etcd.Change{Key: turnKey, If: record.Revision})
 	return err
 }
 

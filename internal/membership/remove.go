@@ -40,8 +40,15 @@ func (s *Service) Remove(ctx context.Context, r Removal) (Removed, error) {
 		return Removed{}, err
 	}
 	sums, err := s.guard(ctx, spec, node, r.Force)
-	if err != nil || r.Dry {
+	if err != nil {
 		return sums, err
+	}
+	sums.Behind = s.behind(ctx, spec, node)
+	if r.Dry {
+		return sums, nil
+	}
+	if sums.Behind != "" {
+		return sums, notYet(node, sums.Behind)
 	}
 	parts := node.Role == cluster.RoleServer && s.Agents.Report(ctx, node).Error == ""
 	l, err := s.strike(ctx, node)
@@ -52,6 +59,34 @@ func (s *Service) Remove(ctx context.Context, r Removal) (Removed, error) {
 		s.awaitLeft(ctx, l)
 	}
 	return sums, s.finishLeave(ctx, l)
+}
+
+// behind names a server that answers and does not use etcd's nodes as they are
+// now: the one that is to go may be the last of those that its API server was
+// told of, which would be of no use then.
+func (s *Service) behind(ctx context.Context, spec *cluster.Spec, node cluster.Node) string {
+	if node.Role != cluster.RoleEtcd {
+		return ""
+	}
+	return behindOf(spec, s.Agents.Reports(ctx, spec.Servers()))
+}
+
+func notYet(node cluster.Node, behind string) error {
+	return &cluster.Problem{
+		What: node.Name + " cannot be removed yet",
+		Why:  fmt.Sprintf("the API server of %s does not know the other etcd nodes: it starts again in its turn", behind),
+		Do:   "kuorum status, then try again", Exit: cluster.ExitRefused,
+	}
+}
+
+// behindOf names a node that answers, and does not run as spec has it.
+func behindOf(spec *cluster.Spec, reports []cluster.NodeReport) string {
+	for _, r := range reports {
+		if r.Status != nil && (r.Status.Config != spec.Digest() || len(r.Status.Stale) > 0) {
+			return r.Name
+		}
+	}
+	return ""
 }
 
 // leave is a removal that has begun. Its members are named by ID: another
@@ -166,7 +201,7 @@ func (s *Service) finishLeave(ctx context.Context, l leave) error {
 	if _, back := spec.Node(l.Node.Name); back {
 		return nil
 	}
-	return s.DeleteNode(ctx, l.Node.Name)
+	return s.deleteNode(ctx, l.Node.Name, l.Node.Role)
 }
 
 // sweepLeaves finishes removals that nobody works on any more.

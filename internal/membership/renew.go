@@ -3,6 +3,7 @@ package membership
 import (
 	"context"
 	"path"
+	"slices"
 	"strings"
 	"time"
 
@@ -17,13 +18,19 @@ type Renewal struct {
 	Requests map[string][]byte `json:"requests"`
 }
 
-// Renew signs a node's requests. That the caller is that node is for the caller
-// of Renew to know.
+// Renew signs a node's requests, as the register has that node. That the caller
+// is that node is for the caller of Renew to know.
 func (s *Service) Renew(ctx context.Context, r Renewal) (Admission, error) {
 	spec, err := s.Register.Spec(ctx)
 	if err != nil {
 		return Admission{}, err
 	}
+	return s.Sign(spec, r)
+}
+
+// Sign is Renew for a caller that knows better than the register where nodes
+// are now. It asks nobody.
+func (s *Service) Sign(spec *cluster.Spec, r Renewal) (Admission, error) {
 	node, ok := spec.Node(r.Name)
 	if !ok {
 		return Admission{}, unknownNode(spec, r.Name)
@@ -37,11 +44,11 @@ func (s *Service) Renew(ctx context.Context, r Renewal) (Admission, error) {
 	return Admission{Spec: spec, Certificates: certificates, Trust: set.Trust()}, err
 }
 
-// AskRenewal returns new files for a node that is no server when one of the certificates in
-// have is due, and nothing otherwise. It makes new keys and asks one server
-// after the other to sign.
+// AskRenewal returns new files for a node that is no server when one of the
+// certificates in have is due, or does not name where the node is, and nothing
+// otherwise. It makes new keys and asks one server after the other to sign.
 func AskRenewal(ctx context.Context, agents *agent.Client, spec *cluster.Spec, node cluster.Node, have map[string][]byte) ([]pki.File, error) {
-	if !anyDue(have, time.Now()) {
+	if !anyDue(have, time.Now()) && atHome(spec, node, have) {
 		return nil, nil
 	}
 	keys, err := pki.NewNodeKeys(node.Role)
@@ -61,6 +68,17 @@ func AskRenewal(ctx context.Context, agents *agent.Client, spec *cluster.Spec, n
 		}
 	}
 	return keys.Files(signed.Spec, node, signed.Certificates, signed.Trust)
+}
+
+// atHome tells whether a node's certificates name the address of node, and none
+// but that and, while it moves, earlier ones.
+func atHome(spec *cluster.Spec, node cluster.Node, have map[string][]byte) bool {
+	paths := []string{"pki/agent.crt", "pki/kubelet.crt"}
+	if node.Role == cluster.RoleEtcd {
+		paths = []string{"pki/agent.crt", "pki/etcd/server.crt", "pki/etcd/peer.crt"}
+	}
+	now, _ := spec.Node(node.Name)
+	return !slices.ContainsFunc(paths, func(path string) bool { return !pki.MadeOutTo(have[path], node.Address, now.Moved.From...) })
 }
 
 // anyDue looks at a node's own certificates, not at the authorities'.

@@ -65,6 +65,29 @@ func TestEditsAreNotLost(t *testing.T) {
 	}
 }
 
+// TestChange writes what is different, and nothing else.
+func TestChange(t *testing.T) {
+	t.Parallel()
+	w := newWorld(t, 2)
+	r := w.service.Register
+	revision := func() int64 {
+		t.Helper()
+		record, err := w.service.Etcd.Record(within(t), specKey)
+		must(t, err)
+		return record.Revision
+	}
+	before := revision()
+	must(t, r.Change(within(t), "test", func(spec *cluster.Spec) (*cluster.Spec, error) { return spec, nil }))
+	failed := r.Change(within(t), "test", func(*cluster.Spec) (*cluster.Spec, error) { return nil, errBusy })
+	if !errors.Is(failed, errBusy) || revision() != before {
+		t.Errorf("%v, and the revision is %d after %d", failed, revision(), before)
+	}
+	must(t, r.Change(within(t), "test", func(spec *cluster.Spec) (*cluster.Spec, error) { return spec.Without("w1") }))
+	if _, ok := w.now(t).Node("w1"); ok || revision() == before {
+		t.Error("w1 is still there")
+	}
+}
+
 func TestTokensInEtcd(t *testing.T) {
 	t.Parallel()
 	w := newWorld(t, 1)

@@ -73,7 +73,15 @@ func (s *Service) takeBack(ctx context.Context, j join, revision int64) error {
 	if j.Replaces != nil || voter {
 		return nil
 	}
-	return s.DeleteNode(ctx, j.Name) // its kubelet may have registered already
+	return s.deleteNode(ctx, j.Name, j.Role) // its kubelet may have registered already
+}
+
+// deleteNode removes the Kubernetes object of a node that may have one.
+func (s *Service) deleteNode(ctx context.Context, name string, role cluster.Role) error {
+	if role == cluster.RoleEtcd {
+		return nil
+	}
+	return s.DeleteNode(ctx, name)
 }
 
 // before is the spec without what a join changed in it.
@@ -116,7 +124,7 @@ func forget(name string) []etcd.Change {
 }
 
 // Sweep takes joins back that nobody works on any more, and finishes such
-// removals, until ctx ends. Every server runs it; one of them acts, see sweeps.
+// removals, until ctx ends. Every server runs it; one of them acts, see Acts.
 func (s *Service) Sweep(ctx context.Context) {
 	tick := time.NewTicker(sweepEvery)
 	defer tick.Stop()
@@ -174,7 +182,7 @@ func (s *Service) sweep(ctx context.Context) error {
 			return err
 		}
 	}
-	if mine, err := s.sweeps(ctx); err != nil || !mine {
+	if mine, err := s.Acts(ctx); err != nil || !mine {
 		return err
 	}
 	if err := s.sweepLeaves(ctx, time.Now()); err != nil {
@@ -205,11 +213,11 @@ func (s *Service) Statuses(ctx context.Context) []cluster.EtcdStatus {
 	return []cluster.EtcdStatus{s.Etcd.Status(ctx)}
 }
 
-// sweeps tells whether it is this server that acts: the one whose member leads
-// or, where etcd is on other machines, the one that has put its name down, for
-// a while. Were there two of them by mistake, nothing would be harmed: whatever
+// Acts tells whether it is this server that acts where one is enough: the one
+// whose member leads or, where etcd is on other machines, the one that has put
+// its name down, for a while. Were there two of them by mistake, nothing would be harmed: whatever
 // they do is a transaction, or names a member by its ID.
-func (s *Service) sweeps(ctx context.Context) (bool, error) {
+func (s *Service) Acts(ctx context.Context) (bool, error) {
 	if !s.Apart {
 		own := s.Etcd.Status(ctx)
 		return own.Error == "" && own.Leader == own.ID, nil

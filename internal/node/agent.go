@@ -52,12 +52,16 @@ type Agent struct {
 	server     *server       // nil on a node that is none
 	member     *member       // nil on a node without an etcd member
 	started    time.Time
+	place      place
+	detour     string // the rules that were loaded last
 
 	adopting    sync.Mutex
-	spec        atomic.Pointer[cluster.Spec]  // as the cluster has it
-	stale       atomic.Pointer[[]string]      // components that run as an earlier cluster.yaml had them
-	specChanged chan struct{}                 // one waits there after a change
-	complete    chan struct{}                 // closed once the node's join is
+	spec        atomic.Pointer[cluster.Spec] // as the cluster has it
+	stale       atomic.Pointer[[]string]     // components that run as an earlier cluster.yaml had them
+	specChanged chan struct{}                // one waits there after a change
+	complete    chan struct{}                // closed once the node's join is
+	doors       *doors
+	changes     atomic.Int32                  // requests under way that change something
 	startOver   chan component.InitialCluster // with which a new member of this server starts
 	reread      chan struct{}                 // one waits there when the node's files are others
 	removed     chan struct{}                 // closed when the cluster has removed the node
@@ -66,7 +70,7 @@ type Agent struct {
 
 // NewAgent prepares the machine for the node of disk: directories, kernel
 // settings, configuration of every component. It starts nothing.
-func NewAgent(options Options, disk membership.Disk) (*Agent, error) {
+func NewAgent(options Options, disk membership.Disk, doors *doors) (*Agent, error) {
 	machine, err := newMachine(options, disk)
 	if err != nil {
 		return nil, err
@@ -77,8 +81,13 @@ func NewAgent(options Options, disk membership.Disk) (*Agent, error) {
 	a := &Agent{
 		options: options, machine: machine, components: component.For(machine), started: time.Now(),
 		complete: make(chan struct{}), removed: make(chan struct{}), specChanged: make(chan struct{}, 1),
-		startOver: make(chan component.InitialCluster, 1), reread: make(chan struct{}, 1),
+		startOver: make(chan component.InitialCluster, 1), reread: make(chan struct{}, 1), doors: doors,
 	}
+	have, err := host.Addresses()
+	if err != nil {
+		return nil, err
+	}
+	a.place = findPlace(machine.Spec, machine.Node.Address, have)
 	a.spec.Store(machine.Spec)
 	if !disk.Joining {
 		close(a.complete)
@@ -91,10 +100,10 @@ func NewAgent(options Options, disk membership.Disk) (*Agent, error) {
 	if a.agents, err = membership.NodeClient(component.EtcDir); err != nil {
 		return nil, err
 	}
+	a.renewAtStart() // what follows reads the new ones
 	if err := a.connect(); err != nil {
 		return nil, fmt.Errorf("cannot configure node %s: %w", machine.Node.Name, err)
 	}
-	a.renewAtStart()
 	a.supervisor, err = supervise.New(filepath.Join(component.RunDir, "components"), options.Log, a.holdBack(processes(machine, a.components)))
 	if err != nil {
 		return nil, fmt.Errorf("cannot supervise node %s: %w", machine.Node.Name, err)
@@ -213,26 +222,15 @@ func (a *Agent) Run(ctx context.Context) error {
 	running, cancel := context.WithCancel(ctx)
 	defer cancel()
 	group, inner := errgroup.WithContext(running)
-	group.Go(func() error { return a.supervisor.Run(inner) })
 	group.Go(func() error { return a.serveAPI(inner) })
-	if a.machine.Node.Role != cluster.RoleEtcd { // there are pods
-		group.Go(func() error { return a.importImages(inner) })
-		group.Go(func() error { return a.keepCNI(inner) })
-	}
-	background(group, inner, a.followSpec, a.finishJoin, a.renewCertificates)
-	group.Go(func() error {
-		supervise.RotateLogs(inner, a.options.Log, filepath.Join(component.LogDir, component.AgentLog))
-		return nil
+	background(group, inner, a.watchPlace, func(ctx context.Context) {
+		supervise.RotateLogs(ctx, a.options.Log, filepath.Join(component.LogDir, component.AgentLog))
 	})
-	if a.member != nil {
-		background(group, inner, a.member.metrics.Run)
-	}
-	if a.server != nil {
-		group.Go(func() error { return a.applyObjects(inner) })
-		background(group, inner, a.server.members.Sweep, a.seed)
-	}
-	if a.server != nil && a.member != nil {
-		background(group, inner, a.watchSpec)
+	if a.place.astray {
+		a.options.Log.Warn("the node's address is not on this machine: it waits to be told where it is",
+			"address", a.machine.Node.Address, "has", a.place.addresses, "command", "kuorum node address")
+	} else {
+		a.work(group, inner)
 	}
 	stopped := false
 	var end error // why the node stops, and what comes then
@@ -275,6 +273,31 @@ func (a *Agent) Run(ctx context.Context) error {
 		return err
 	}
 	return end
+}
+
+// work is what a node does that is where it should be.
+func (a *Agent) work(group *errgroup.Group, ctx context.Context) { //nolint:revive // the group comes first, as in errgroup
+	if a.server != nil || a.member != nil {
+		if err := a.keepDetour(ctx, a.spec.Load()); err != nil { // before anybody looks for etcd's members
+			a.options.Log.Warn("will try again", "error", err)
+		}
+	}
+	group.Go(func() error { return a.supervisor.Run(ctx) })
+	if a.machine.Node.Role != cluster.RoleEtcd { // there are pods
+		group.Go(func() error { return a.importImages(ctx) })
+		group.Go(func() error { return a.keepCNI(ctx) })
+	}
+	background(group, ctx, a.followSpec, a.finishJoin, a.renewCertificates, a.followMoves, a.takeTurns)
+	if a.member != nil {
+		background(group, ctx, a.member.metrics.Run)
+	}
+	if a.server != nil {
+		group.Go(func() error { return a.applyObjects(ctx) })
+		background(group, ctx, a.server.members.Sweep, a.seed)
+	}
+	if a.server != nil && a.member != nil {
+		background(group, ctx, a.watchSpec)
+	}
 }
 
 // partInPeace stops what needs the server's etcd while that is still a member,

@@ -18,10 +18,15 @@ import (
 	"kuorum/internal/component"
 	"kuorum/internal/membership"
 	"kuorum/internal/pki"
+	"kuorum/internal/relocation"
 )
 
-// serveAPI answers other agents and the CLI on the node's address and on
-// loopback. Callers without a certificate get as far as the routes here.
+// partingTime is what requests get to end when the agent does. Nobody new is let
+// in meanwhile.
+const partingTime = 5 * time.Second
+
+// serveAPI answers other agents and the CLI on the node's address, or where it
+// is astray, and on loopback. Callers without a certificate get as far as the routes here.
 func (a *Agent) serveAPI(ctx context.Context) error {
 	tlsConfig, err := agentTLS()
 	if err != nil {
@@ -32,13 +37,17 @@ func (a *Agent) serveAPI(ctx context.Context) error {
 	if a.server != nil {
 		a.server.joinAPI(mux)
 	}
-	server := &http.Server{Handler: mux, TLSConfig: tlsConfig, ReadHeaderTimeout: 5 * time.Second, IdleTimeout: time.Minute}
-	failed := make(chan error, 2)
-	for _, address := range []string{a.machine.Node.Address, "127.0.0.1"} {
-		ln, err := (&net.ListenConfig{}).Listen(ctx, "tcp", net.JoinHostPort(address, strconv.Itoa(agent.Port)))
-		if err != nil {
-			return fmt.Errorf("cannot serve the agent's API: %w", err)
-		}
+	server := &http.Server{Handler: a.counted(mux), TLSConfig: tlsConfig, ReadHeaderTimeout: 5 * time.Second, IdleTimeout: time.Minute}
+	var addresses []string
+	for _, address := range append([]string{"127.0.0.1"}, a.place.addresses...) {
+		addresses = append(addresses, net.JoinHostPort(address, strconv.Itoa(agent.Port)))
+	}
+	listeners, err := a.doors.listen(ctx, addresses)
+	if err != nil {
+		return fmt.Errorf("cannot serve the agent's API: %w", err)
+	}
+	failed := make(chan error, len(listeners))
+	for _, ln := range listeners {
 		go func() { failed <- server.ServeTLS(ln, "", "") }()
 	}
 	select {
@@ -46,10 +55,28 @@ func (a *Agent) serveAPI(ctx context.Context) error {
 		return fmt.Errorf("cannot serve the agent's API: %w", err)
 	case <-ctx.Done():
 	}
+	// Who has been let in is served, and who asks for long is not waited for.
+	parting, cancel := context.WithTimeout(context.WithoutCancel(ctx), partingTime)
+	defer cancel()
+	if server.Shutdown(parting) == nil {
+		return nil
+	}
 	if err := server.Close(); err != nil && !errors.Is(err, http.ErrServerClosed) {
 		return fmt.Errorf("cannot close the agent's API: %w", err)
 	}
 	return nil
+}
+
+// counted keeps count of the requests that change something: an agent does not
+// end of its own accord before they have.
+func (a *Agent) counted(next http.Handler) http.Handler {
+	return http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
+		if r.Method == http.MethodPost {
+			a.changes.Add(1)
+			defer a.changes.Add(-1)
+		}
+		next.ServeHTTP(w, r)
+	})
 }
 
 // membersAPI is what agents and administrators may ask.
@@ -69,17 +96,11 @@ func (a *Agent) membersAPI() http.Handler {
 		answer(w)
 		a.leave()
 	})
-	mux.HandleFunc("POST "+agent.RereadPath, func(w http.ResponseWriter, r *http.Request) {
-		if err := a.commands(r); err != nil {
-			refuse(w, err)
-			return
-		}
-		answer(w)
-		a.readAgain()
-	})
+	mux.HandleFunc("POST "+relocation.MovePath, a.move)
 	if a.server != nil {
 		more := http.NewServeMux()
 		a.server.memberAPI(more)
+		more.HandleFunc("POST "+membership.RenewPath, serve(a.renewOther))
 		mux.Handle("/", a.server.owned(more))
 	}
 	if a.member != nil {
@@ -150,3 +171,56 @@ func readAgentTLS() (*tls.Config, error) {
 	}
 	return pki.ServerTLS(files["agent-ca.crt"], pki.Pair{Cert: files["agent.crt"], Key: files["agent.key"]})
 }
+
+// doors are the sockets that a machine's agents listen on, one after the other.
+// An agent that is made anew from changed files takes them over, so that nobody
+// finds them closed: who comes in between waits to be accepted.
+type doors struct{ open map[string]*door }
+
+// listen opens those of the addresses (host:port) that are not open yet, and
+// closes all others.
+func (d *doors) listen(ctx context.Context, addresses []string) ([]net.Listener, error) {
+	kept := map[string]*door{}
+	var list []net.Listener
+	for _, address := range addresses {
+		entry := d.open[address]
+		if entry == nil {
+			ln, err := (&net.ListenConfig{}).Listen(ctx, "tcp", address)
+			if err != nil {
+				return nil, errors.Join(err, closeAll(kept))
+			}
+			entry = &door{ln.(*net.TCPListener)} //nolint:forcetypeassert // that is what "tcp" gives
+		}
+		if err := entry.SetDeadline(time.Time{}); err != nil {
+			return nil, errors.Join(err, closeAll(kept))
+		}
+		delete(d.open, address)
+		kept[address] = entry
+		list = append(list, entry)
+	}
+	err := closeAll(d.open)
+	d.open = kept
+	return list, err
+}
+
+// close closes all.
+func (d *doors) close() error {
+	err := closeAll(d.open)
+	d.open = nil
+	return err
+}
+
+func closeAll(open map[string]*door) error {
+	var errs []error
+	for _, entry := range open {
+		errs = append(errs, entry.TCPListener.Close())
+	}
+	return errors.Join(errs...)
+}
+
+// door is a socket that stays open when a server that uses it is closed: that
+// only ends its waiting for callers.
+type door struct{ *net.TCPListener }
+
+// Close makes Accept return.
+func (d *door) Close() error { return d.SetDeadline(time.Unix(1, 0)) }

@@ -1,17 +1,18 @@
 package node
 
 import (
-	"bytes"
 	"context"
 	"errors"
 	"slices"
 	"time"
 
+	"kuorum/internal/advise"
 	"kuorum/internal/agent"
 	"kuorum/internal/cluster"
 	"kuorum/internal/component"
 	"kuorum/internal/etcd"
 	"kuorum/internal/membership"
+	"kuorum/internal/relocation"
 )
 
 const (
@@ -82,17 +83,18 @@ func (a *Agent) etcdRuns(ctx context.Context) bool {
 // believes others only: a member may be behind.
 func (a *Agent) see(ctx context.Context, spec *cluster.Spec) {
 	if a.isIn(spec) {
-		a.adopt(spec)
+		a.adopt(ctx, spec)
 		return
 	}
 	a.askSpec(ctx)
 }
 
-// isIn tells whether the cluster still has this very node. One of its name at
-// another address has replaced it: addresses are fixed for life.
+// isIn tells whether the cluster still has this very node, which may have moved
+// since the node heard of it last. Another machine of its name has replaced it.
 func (a *Agent) isIn(spec *cluster.Spec) bool {
 	n, ok := spec.Node(a.machine.Node.Name)
-	return ok && n.Address == a.machine.Node.Address
+	own, _ := a.spec.Load().Node(a.machine.Node.Name)
+	return ok && relocation.Same(own, n)
 }
 
 // isOurs tells whether a cluster.yaml is of this node's cluster. Another's never
@@ -120,7 +122,7 @@ func (a *Agent) askSpec(ctx context.Context) {
 		a.leave()
 		return
 	}
-	a.adopt(spec)
+	a.adopt(ctx, spec)
 }
 
 func (a *Agent) quorumSpec(ctx context.Context) (*cluster.Spec, error) {
@@ -151,38 +153,48 @@ func (a *Agent) readAgain() {
 func (a *Agent) leave() { a.removedOnce.Do(func() { close(a.removed) }) }
 
 // adopt writes a changed cluster.yaml, and the files of components that read
-// theirs again while they run. Nothing is restarted: what needs that is done
-// when the agent starts next, and told by Status until then.
-func (a *Agent) adopt(spec *cluster.Spec) {
+// theirs again while they run. What needs a restart gets it at once if the move
+// of this very node touches it, see take, else in the node's turn, see
+// takeTurns; Status tells it until then.
+func (a *Agent) adopt(ctx context.Context, heard *cluster.Spec) {
 	a.adopting.Lock()
 	defer a.adopting.Unlock()
-	if same(a.spec.Load(), spec) || !a.isOurs(spec) {
+	if !a.isOurs(heard) {
 		return
 	}
-	machine := a.machine
-	machine.Spec = spec
+	mine := a.spec.Load()
+	spec := relocation.Merge(mine, heard, a.sees(ctx, mine))
+	if same(mine, spec) {
+		return
+	}
+	err := spec.Validate()
+	again := false
+	if err == nil {
+		again, err = a.take(spec)
+	}
+	if err != nil {
+		a.options.Log.Error("cannot follow a change of cluster.yaml", "error", err)
+		return
+	}
+	if again {
+		a.readAgain()
+	}
+}
+
+// writeChanged writes the files of components that read them again, and returns
+// the names of those that do not.
+func (a *Agent) writeChanged(machine component.Machine) (stale []string, err error) {
 	wanted := component.For(machine)
-	stale := outdated(a.components, wanted)
+	stale = outdated(a.components, wanted)
 	var errs []error
 	for _, c := range wanted {
 		if slices.Contains(stale, c.Name) {
-			a.options.Log.Warn("the change needs a restart of the agent", "component", c.Name)
+			a.options.Log.Info("the change of cluster.yaml needs a restart", "component", c.Name)
 			continue
 		}
 		errs = append(errs, writeFiles(c))
 	}
-	errs = append(errs, membership.WriteSpec(component.EtcDir, spec))
-	if err := errors.Join(errs...); err != nil {
-		a.options.Log.Error("cannot follow a change of cluster.yaml", "error", err)
-		return
-	}
-	a.spec.Store(spec)
-	a.stale.Store(&stale)
-	select {
-	case a.specChanged <- struct{}{}:
-	default: // one waits already
-	}
-	a.options.Log.Info("cluster.yaml has changed", "nodes", len(spec.Spec.Nodes), "servers", len(spec.Servers()))
+	return stale, errors.Join(errs...)
 }
 
 // outdated names the components that would be restarted.
@@ -200,11 +212,7 @@ func outdated(running, wanted []component.Component) []string {
 	return names
 }
 
-func same(a, b *cluster.Spec) bool {
-	one, err := a.YAML()
-	two, other := b.YAML()
-	return err == nil && other == nil && bytes.Equal(one, two)
-}
+func same(a, b *cluster.Spec) bool { return a.Digest() == b.Digest() }
 
 // joined tells whether the node's join is complete.
 func (a *Agent) joined() bool {
@@ -239,4 +247,102 @@ func (a *Agent) finishJoin(ctx context.Context) {
 	}
 	close(a.complete)
 	a.options.Log.Info("done", "step", "join the cluster")
+}
+
+const (
+	turnEvery = 2 * time.Second
+	// wellAgain is how long a node keeps the others waiting for it to be well.
+	// It is less than the turn itself lasts, for a node that dies in it.
+	wellAgain = 90 * time.Second
+)
+
+// takeTurns replaces what runs as an earlier cluster.yaml had it: one node after
+// the other, each as soon as the others can do without it. That makes a new
+// agent, which ends the turn when all is well again. Workers cannot take part,
+// having no way to etcd; nothing of theirs depends on what can be changed.
+func (a *Agent) takeTurns(ctx context.Context) {
+	client := a.ownEtcd()
+	if client == nil {
+		return
+	}
+	register := membership.NewRegister(client)
+	a.endTurn(ctx, register)
+	tick := time.NewTicker(turnEvery)
+	defer tick.Stop()
+	for last := ""; ; {
+		select {
+		case <-ctx.Done():
+			return
+		case <-tick.C:
+		}
+		if stale := a.stale.Load(); stale == nil || len(*stale) == 0 {
+			continue
+		}
+		waits := a.waitsFor(ctx, register)
+		if waits == "" {
+			a.options.Log.Info("it is this node's turn to replace what a changed cluster.yaml outdates")
+			a.readAgain()
+			return
+		}
+		if waits != last {
+			last = waits
+			a.options.Log.Info("components are replaced later", "reason", waits)
+		}
+	}
+}
+
+// waitsFor is why it is not this node's turn; empty: it is.
+func (a *Agent) waitsFor(ctx context.Context, register *membership.Register) string {
+	if a.server != nil && a.server.external != nil {
+		if err := a.server.external.known(); err != nil { // the turn is noted there
+			return err.Error()
+		}
+	}
+	limited, cancel := context.WithTimeout(ctx, askPatience)
+	defer cancel()
+	spec, name := a.spec.Load(), a.machine.Node.Name
+	reports := a.agents.Reports(limited, spec.Spec.Nodes)
+	if waits := advise.Turn(spec, reports, name); waits != "" {
+		return waits
+	}
+	if a.changes.Load() > 0 {
+		return "a change of the cluster that this node serves"
+	}
+	mine, err := register.TakeTurn(limited, name)
+	switch {
+	case err != nil && !advise.APIReady(reports, name):
+		return "" // it knows none of the members that are left, and nobody can lose by its restart
+	case err != nil:
+		return err.Error()
+	case !mine:
+		return "it is another node's turn"
+	}
+	// Whoever had it before may have been well a moment ago only.
+	return advise.Turn(spec, a.agents.Reports(limited, spec.Spec.Nodes), name)
+}
+
+// endTurn waits until the node is well and lets the others have their turn, if
+// it was this node's.
+func (a *Agent) endTurn(ctx context.Context, register *membership.Register) {
+	limited, cancel := context.WithTimeout(ctx, wellAgain)
+	defer cancel()
+	if err := a.supervisor.Wait(limited); err != nil {
+		return // the turn ends by itself
+	}
+	limited, cancel = context.WithTimeout(ctx, askPatience)
+	defer cancel()
+	if err := register.EndTurn(limited, a.machine.Node.Name); err != nil && ctx.Err() == nil {
+		a.options.Log.Warn("cannot end this node's turn", "error", err)
+	}
+}
+
+// ownEtcd is how this node speaks to etcd; nil on a worker.
+func (a *Agent) ownEtcd() *etcd.Client {
+	switch {
+	case a.server != nil:
+		return a.server.etcd
+	case a.member != nil:
+		return a.member.etcd
+	}
+	return nil
 }

@@ -19,10 +19,12 @@ import (
 	"kuorum/internal/component"
 	"kuorum/internal/membership"
 	"kuorum/internal/pki"
+	"kuorum/internal/relocation"
 )
 
 // TestAskSpec: a node leaves when a server says that the cluster has none of
-// its name and address, and never because nobody answers.
+// its name and address, and never because nobody answers, or because one of the
+// two has not heard yet that it has moved.
 func TestAskSpec(t *testing.T) {
 	t.Parallel()
 	spec, err := cluster.New("demo", 2, 1)
@@ -73,23 +75,31 @@ func TestAskSpec(t *testing.T) {
 	if err := errors.Join(err, other); err != nil {
 		t.Fatal(err)
 	}
+	elsewhere, err := relocation.Apply(spec, map[string]string{"w1": "198.18.0.151", "cp1": "198.18.0.61"})
+	if err != nil {
+		t.Fatal(err)
+	}
 	for _, test := range []struct {
 		name  string
 		says  *cluster.Spec
+		mine  *cluster.Spec // what the node was told
 		leave bool
 	}{
-		{"no quorum", nil, false},
-		{"as before", spec, false},
-		{"removed", without, true},
-		{"replaced by another machine", replaced, true},
-		{"another cluster, which has no such node", &foreign, false},
+		{"no quorum", nil, spec, false},
+		{"as before", spec, spec, false},
+		{"removed", without, spec, true},
+		{"replaced by another machine", replaced, spec, true},
+		{"moved, and the others know of it", elsewhere, elsewhere, false},
+		{"moved, and the others do not know of it", spec, elsewhere, false},
+		{"moved, and replaced by another machine", replaced, elsewhere, true},
+		{"another cluster, which has no such node", &foreign, spec, false},
 	} {
 		says.Store(test.says)
 		a := &Agent{
 			options: Options{Log: slog.New(slog.DiscardHandler)}, machine: component.Machine{Spec: spec, Node: w1},
 			agents: agent.NewClient(config, dial), removed: make(chan struct{}),
 		}
-		a.spec.Store(spec)
+		a.spec.Store(test.mine)
 		for range 2 { // twice is as good as once
 			a.askSpec(t.Context())
 		}
@@ -98,6 +108,9 @@ func TestAskSpec(t *testing.T) {
 		case <-a.removed:
 			left = true
 		default:
+		}
+		if a.spec.Load() != test.mine {
+			t.Errorf("%s: it forgets where it is", test.name)
 		}
 		if left != test.leave {
 			t.Errorf("%s: it leaves: %v", test.name, left)

@@ -16,6 +16,7 @@ import (
 	"kuorum/internal/kubeapi"
 	"kuorum/internal/membership"
 	"kuorum/internal/pki"
+	"kuorum/internal/relocation"
 )
 
 const (
@@ -72,12 +73,7 @@ func (s *server) memberAPI(mux *http.ServeMux) {
 		}
 		return s.members.Rejoin(r.Context(), in)
 	}))
-	mux.HandleFunc("POST "+membership.RenewPath, serve(func(r *http.Request, in membership.Renewal) (membership.Admission, error) {
-		if caller, _, _ := pki.Peer(r.TLS); in.Name == "" || pki.AgentNode(caller) != in.Name {
-			return membership.Admission{}, &cluster.Problem{What: "a node renews its own certificates only", Exit: cluster.ExitRefused}
-		}
-		return s.members.Renew(r.Context(), in)
-	}))
+	mux.HandleFunc("POST "+relocation.ArrivedPath, serve(s.arrive))
 	mux.HandleFunc("GET "+membership.TokensPath, serve(func(r *http.Request, _ nothing) ([]membership.Token, error) {
 		if err := s.speaksFor(r, ""); err != nil {
 			return nil, err

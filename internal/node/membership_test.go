@@ -30,6 +30,7 @@ import (
 	"kuorum/internal/host"
 	"kuorum/internal/membership"
 	"kuorum/internal/pki"
+	"kuorum/internal/relocation"
 )
 
 const etcdBinary = "../../build/bundle/bin/etcd"
@@ -74,7 +75,9 @@ func newRoutes(t *testing.T) *routes {
 	s.members = newMembership(machine, options, s, agent.NewClient(config, nobody))
 	s.members.Dir = dir
 	s.members.DeleteNode = func(context.Context, string) error { return nil }
-	r.agent = &Agent{options: options, machine: machine, server: s, removed: make(chan struct{})}
+	r.agent = &Agent{options: options, machine: machine, server: s, removed: make(chan struct{}), complete: make(chan struct{})}
+	r.agent.spec.Store(spec)
+	close(r.agent.complete)
 	waitSeeded(t, s.members.Register, spec)
 
 	mux := http.NewServeMux() // as serveAPI has it
@@ -234,6 +237,13 @@ func TestWhoMayCallWhat(t *testing.T) {
 		{"POST", membership.JoinPath, membership.Request{Token: "x", Name: "w9", Role: "server"}, []int{400, 400, 400, 400, 400}},
 		{"POST", membership.CheckPath, membership.Request{Token: "x", Name: "w9", Role: "server"}, []int{400, 400, 400, 400, 400}},
 		{"POST", membership.CancelPath, membership.Request{Token: "x", Name: "w9", Role: "server"}, []int{400, 400, 400, 400, 400}},
+		{"POST", relocation.MovePath, relocation.Order{Addresses: map[string]string{"w2": "198.18.0.64"}, Dry: true}, []int{who, yes, yes, no, no}},
+		{"POST", relocation.MovePath, relocation.Order{Addresses: map[string]string{"cp1": "198.18.0.61"}, Dry: true}, []int{who, no, no, no, no}}, // it is not there
+		{"POST", relocation.MovePath, relocation.Order{Addresses: map[string]string{"w2": "198.18.0.11"}}, []int{who, no, no, no, no}},
+		{"POST", relocation.MovePath, relocation.Order{Addresses: map[string]string{"w7": "198.18.0.64"}}, []int{who, 400, 400, no, no}},
+		{"POST", relocation.MovePath, "no object", []int{who, 400, 400, no, no}},
+		{"POST", relocation.ArrivedPath, relocation.Arrival{Name: "w1", Address: "198.18.0.101"}, []int{who, no, no, yes, no}},
+		{"POST", relocation.ArrivedPath, relocation.Arrival{}, []int{who, no, no, no, no}},
 		{"POST", membership.ProgressPath, "no object", []int{who, 400, 400, 400, 400}},
 		{"POST", membership.TokensPath, strings.Repeat("x", maxRequest), []int{who, 400, 400, 400, 400}},
 		{"GET", membership.JoinPath, nil, []int{who, 404, 404, 404, 404}},

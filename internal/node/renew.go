@@ -4,15 +4,18 @@ import (
 	"context"
 	"fmt"
 	"io/fs"
+	"net/http"
 	"os"
 	"path/filepath"
 	"strings"
 	"time"
 
+	"kuorum/internal/cluster"
 	"kuorum/internal/component"
 	"kuorum/internal/host"
 	"kuorum/internal/membership"
 	"kuorum/internal/pki"
+	"kuorum/internal/relocation"
 )
 
 // renewEvery is how often a node looks at its certificates. They are renewed at
@@ -48,7 +51,7 @@ func (a *Agent) renewCertificates(ctx context.Context) {
 // renewAtStart lets a server that was off longer than its certificates' life
 // come back by itself: its components start with new ones.
 func (a *Agent) renewAtStart() {
-	if a.server == nil {
+	if a.machine.Node.Role != cluster.RoleServer {
 		return // it has to ask a server, which needs a certificate that counts
 	}
 	names, err := a.renewOnce(context.Background()) // asks nobody
@@ -83,7 +86,7 @@ func (a *Agent) renewOnce(ctx context.Context) ([]string, error) {
 
 func (a *Agent) renewed(ctx context.Context, have map[string][]byte) ([]pki.File, error) {
 	spec := a.spec.Load()
-	if a.server == nil {
+	if a.machine.Node.Role != cluster.RoleServer {
 		return membership.AskRenewal(ctx, a.agents, spec, a.machine.Node, have)
 	}
 	set, err := membership.Keys(component.EtcDir)
@@ -96,6 +99,29 @@ func (a *Agent) renewed(ctx context.Context, have map[string][]byte) ([]pki.File
 		return nil, nil // it is being removed
 	}
 	return set.Renew(spec, node, have, time.Now())
+}
+
+// renewOther signs for a node that is no server. One that moves gets what this
+// server was told of it, if need be without a quorum: there may be none before
+// the certificates of etcd's members name where they are.
+func (a *Agent) renewOther(r *http.Request, in membership.Renewal) (membership.Admission, error) {
+	if caller, _, _ := pki.Peer(r.TLS); in.Name == "" || pki.AgentNode(caller) != in.Name {
+		return membership.Admission{}, &cluster.Problem{What: "a node renews its own certificates only", Exit: cluster.ExitRefused}
+	}
+	members, mine := a.server.members, a.spec.Load()
+	if n, _ := mine.Node(in.Name); len(n.Moved.From) == 0 {
+		return members.Renew(r.Context(), in)
+	}
+	limited, cancel := context.WithTimeout(r.Context(), askPatience/2) // who asks has more
+	defer cancel()
+	spec, err := members.Register.Spec(limited)
+	if err != nil {
+		return members.Sign(mine, in)
+	}
+	if spec, err = relocation.Record(mine, spec); err != nil {
+		return membership.Admission{}, err
+	}
+	return members.Sign(spec, in)
 }
 
 // readFiles reads the certificates, keys and kubeconfigs of a node by their

@@ -38,6 +38,8 @@ func (startOverError) Error() string { return "this node gets a new etcd member"
 // which leaves the components running, or until Options.Stop is closed, which
 // stops them.
 func Run(ctx context.Context, options Options) error {
+	var open doors
+	defer func() { _ = open.close() }()
 	for {
 		disk, err := awaitNode(ctx, options)
 		if err != nil {
@@ -46,20 +48,23 @@ func Run(ctx context.Context, options Options) error {
 		if disk.Spec == nil {
 			return nil
 		}
-		a, err := NewAgent(options, disk)
+		a, err := NewAgent(options, disk, &open)
 		if err != nil {
 			return err
 		}
 		err = a.Run(ctx)
+		if errors.Is(err, errReread) {
+			options.Log.Info("reading the node's files again")
+			continue
+		}
+		if err := open.close(); err != nil {
+			return fmt.Errorf("cannot close the agent's API: %w", err)
+		}
 		if initial, ok := errors.AsType[startOverError](err); ok {
 			options.Log.Warn("this node gets a new etcd member: the data of the old one is put away", "in", component.VarDir+"/left")
 			if err := membership.StartOver(component.EtcDir, component.VarDir, component.InitialCluster(initial)); err != nil {
 				return err
 			}
-			continue
-		}
-		if errors.Is(err, errReread) {
-			options.Log.Info("reading the node's files again")
 			continue
 		}
 		if !errors.Is(err, errRemoved) {

@@ -31,8 +31,11 @@ func (a *Agent) Status(ctx context.Context) cluster.NodeStatus {
 	defer cancel()
 	s := cluster.NodeStatus{
 		Name: a.machine.Node.Name, Role: a.machine.Node.Role, Version: a.options.Version,
-		Started: a.started.UTC(), Ready: true,
+		Started: a.started.UTC(), Ready: true, Config: a.spec.Load().Digest(),
 		Disk: diskStatus(component.VarDir), Certificates: certificates(component.EtcDir),
+	}
+	if a.place.astray {
+		s.Ready, s.Lost, s.Addresses = false, a.machine.Node.Address, a.place.addresses
 	}
 	var all sync.WaitGroup
 	var states []supervise.State
@@ -125,4 +128,35 @@ func validityReader(path string) func([]byte) (time.Time, time.Time, error) {
 		return pki.KubeconfigValidity
 	}
 	return nil
+}
+
+// leaseObject is the part of a Lease (coordination.k8s.io/v1) that client-go's
+// leader election writes: the holder is HOSTNAME_UUID, and each field may be
+// missing.
+type leaseObject struct {
+	Spec struct {
+		HolderIdentity       string    `json:"holderIdentity"`
+		AcquireTime          time.Time `json:"acquireTime"`
+		RenewTime            time.Time `json:"renewTime"`
+		LeaseDurationSeconds int       `json:"leaseDurationSeconds"`
+		LeaseTransitions     int       `json:"leaseTransitions"`
+	} `json:"spec"`
+}
+
+// lease asks for one of upstream's elections. Resource version 0 means: from
+// the API server's cache, whatever etcd says.
+func (c apiClient) lease(ctx context.Context, name string) (cluster.LeaseStatus, error) {
+	var lease leaseObject
+	if err := c.Get(ctx, "/apis/coordination.k8s.io/v1/namespaces/kube-system/leases/"+name+"?resourceVersion=0", &lease); err != nil {
+		return cluster.LeaseStatus{}, err
+	}
+	return lease.status(name), nil
+}
+
+func (l leaseObject) status(name string) cluster.LeaseStatus {
+	holder, _, _ := strings.Cut(l.Spec.HolderIdentity, "_")
+	return cluster.LeaseStatus{
+		Name: name, Holder: holder, Since: l.Spec.AcquireTime.UTC(), Renewed: l.Spec.RenewTime.UTC(),
+		Lasts: cluster.Duration(time.Duration(l.Spec.LeaseDurationSeconds) * time.Second), Transitions: l.Spec.LeaseTransitions,
+	}
 }

@@ -187,3 +187,56 @@ func TestRolesAskForTheirOwnOnly(t *testing.T) {
 		t.Error("an etcd node can sign for itself")
 	}
 }
+
+// TestMovingEtcdNodeIsFoundTwice: while an etcd node moves, the certificates of
+// its member name both addresses; a server without a member is at one place.
+func TestMovingEtcdNodeIsFoundTwice(t *testing.T) {
+	s := newTestSet(t)
+	spec := apartSpec()
+	for i, n := range spec.Spec.Nodes {
+		if n.Name == "e1" || n.Name == "cp1" {
+			spec.Spec.Nodes[i].Moved = cluster.Move{Times: 1, From: []string{n.Address}}
+			spec.Spec.Nodes[i].Address = map[string]string{"e1": "198.18.0.64", "cp1": "198.18.0.61"}[n.Name]
+		}
+	}
+	e1, _ := spec.Node("e1")
+	keys, err := NewNodeKeys(cluster.RoleEtcd)
+	if err != nil {
+		t.Fatal(err)
+	}
+	requests, err := keys.Requests()
+	if err != nil {
+		t.Fatal(err)
+	}
+	signed, err := s.SignRequests(spec, e1, requests, testNow)
+	if err != nil {
+		t.Fatal(err)
+	}
+	files, err := keys.Files(spec, e1, signed, s.Trust())
+	if err != nil {
+		t.Fatal(err)
+	}
+	found := 0
+	for _, f := range files {
+		if f.Path != "pki/etcd/server.crt" && f.Path != "pki/etcd/peer.crt" {
+			continue
+		}
+		found++
+		if MadeOutTo(f.Data, "198.18.0.64") || !MadeOutTo(f.Data, "198.18.0.64", "198.18.0.51") || !MadeOutTo(f.Data, "198.18.0.51", "198.18.0.64") {
+			t.Errorf("%s is not made out to both addresses", f.Path)
+		}
+	}
+	if found != 2 {
+		t.Errorf("%d certificates of its member, want 2", found)
+	}
+	cp1, _ := spec.Node("cp1")
+	own, err := s.NodeFiles(spec, cp1, testNow)
+	if err != nil {
+		t.Fatal(err)
+	}
+	for _, f := range own {
+		if f.Path == "pki/agent.crt" && !MadeOutTo(f.Data, "198.18.0.61") {
+			t.Error("a server without a member is where it was, too")
+		}
+	}
+}

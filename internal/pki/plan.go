@@ -31,6 +31,7 @@ type plan struct {
 	member   bool // it runs a member of etcd
 	external bool // somebody else runs etcd, and signs for its clients
 	address  netip.Addr
+	earlier  []netip.Addr // where others may still look for it
 	apiNames []string
 	apiIPs   []netip.Addr
 }
@@ -65,6 +66,9 @@ func newPlan(spec *cluster.Spec, node cluster.Node) (*plan, error) {
 		address: addresses[node.Name],
 
 		external: spec.EtcdExternal(),
+	}
+	if p.earlier, err = earlierAddresses(spec, node.Name); err != nil {
+		return nil, err
 	}
 	if node.Role == cluster.RoleServer {
 		return p, p.nameAPIServer(spec, addresses)
@@ -105,6 +109,24 @@ func nodeAddresses(spec *cluster.Spec) (map[string]netip.Addr, error) {
 		addresses[n.Name] = address
 	}
 	return addresses, nil
+}
+
+// earlierAddresses are in the certificates of a node with an etcd member while
+// it moves: who looks for it there must find that it is the one.
+func earlierAddresses(spec *cluster.Spec, name string) ([]netip.Addr, error) {
+	node, _ := spec.Node(name)
+	if !spec.HasMember(node) {
+		return nil, nil // nobody does
+	}
+	var earlier []netip.Addr
+	for _, text := range node.Moved.From {
+		address, err := netip.ParseAddr(text)
+		if err != nil {
+			return nil, fmt.Errorf("an earlier address of node %q: %w", name, err)
+		}
+		earlier = append(earlier, address)
+	}
+	return earlier, nil
 }
 
 // nameAPIServer lists what clients call an API server. Every node of Kubernetes
@@ -296,7 +318,7 @@ func usagesOf(cert *x509.Certificate) []string {
 // peers and by each other.
 func (p *plan) local(req Request) Request {
 	req.Names = []string{p.name, "localhost"}
-	req.IPs = []netip.Addr{p.address, netip.MustParseAddr("127.0.0.1")}
+	req.IPs = append([]netip.Addr{p.address, netip.MustParseAddr("127.0.0.1")}, p.earlier...)
 	return req
 }
 

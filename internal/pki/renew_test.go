@@ -334,6 +334,11 @@ func TestRenewFollowsTheSpec(t *testing.T) {
 			"pki/clients/agent.pem", "pki/etcd/peer.crt", "pki/etcd/peer.key", "pki/etcd/server.crt", "pki/etcd/server.key",
 			"pki/kubelet.crt", "pki/kubelet.key",
 		}},
+		// They look for it where it was, and there is nothing else to say.
+		"was elsewhere": {func(s *cluster.Spec) { s.Spec.Nodes[0].Moved = cluster.Move{Times: 1, From: []string{"198.18.0.19"}} }, []string{
+			"pki/agent.crt", "pki/agent.key", "pki/etcd/peer.crt", "pki/etcd/peer.key", "pki/etcd/server.crt", "pki/etcd/server.key",
+		}},
+		"another was elsewhere": {func(s *cluster.Spec) { s.Spec.Nodes[1].Moved = cluster.Move{Times: 1, From: []string{"198.18.0.19"}} }, nil},
 	} {
 		t.Run(name, func(t *testing.T) {
 			spec := testSpec()
@@ -375,5 +380,31 @@ func TestRenewRefuses(t *testing.T) {
 	s.LeafLife = -time.Hour
 	if _, err := s.Renew(testSpec(), testSpec().Spec.Nodes[0], nil, testNow); err == nil || !strings.Contains(err.Error(), "before it begins") {
 		t.Errorf("a negative life: %v", err)
+	}
+}
+
+// TestMadeOutTo: while a server moves, its certificates are good for both
+// addresses, and then for the new one alone.
+func TestMadeOutTo(t *testing.T) {
+	s, spec := newTestSet(t), testSpec()
+	old := spec.Spec.Nodes[0].Address
+	have := contents(nodeFiles(t, s, "cp1", testNow))
+	for _, step := range []struct {
+		from      []string
+		isOld, is bool
+	}{{[]string{old}, true, true}, {nil, false, true}} {
+		spec.Spec.Nodes[0].Address, spec.Spec.Nodes[0].Moved = "198.18.0.19", cluster.Move{Times: 1, From: step.from}
+		for _, f := range renew(t, s, spec, have, testNow) {
+			have[f.Path] = f.Data
+		}
+		for _, name := range []string{"pki/etcd/peer.crt", "pki/agent.crt"} {
+			both := step.isOld && step.is
+			if MadeOutTo(have[name], old, "198.18.0.19") != step.isOld || MadeOutTo(have[name], "198.18.0.19", old) != step.is || both && MadeOutTo(have[name], old) {
+				t.Errorf("from %v: %s is made out to others", step.from, name)
+			}
+		}
+	}
+	if MadeOutTo(nil, old) || MadeOutTo([]byte("x"), old) || MadeOutTo(have["pki/etcd/peer.key"], old) {
+		t.Error("what is no certificate is made out to somebody")
 	}
 }

@@ -47,6 +47,25 @@ func ClientTLS(caPEM []byte, pair Pair, serverName string) (*tls.Config, error) 
 	return config, nil
 }
 
+// NamedTLS is config, of ClientTLS, for the agent of one node alone, whatever
+// its address is: its certificate must be made out to that node. It is for a
+// node whose certificate does not name the address yet that it is asked at.
+func NamedTLS(config *tls.Config, node string) *tls.Config {
+	named := config.Clone()
+	named.ServerName = node // the name is in the certificate as well
+	named.VerifyConnection = func(state tls.ConnectionState) error {
+		if err := verifyAgentPeer(state); err != nil {
+			return err
+		}
+		caller, group, _ := Peer(&state)
+		if group != GroupAgents || AgentNode(caller) != node {
+			return fmt.Errorf("it is %q, not the agent of node %q", caller, node)
+		}
+		return nil
+	}
+	return named
+}
+
 // EtcdClientTLS is for calls to etcd, each of whose members must be made out to
 // the address that is dialled. Its authority signs nothing but etcd's own, so
 // that the chain alone is proof.

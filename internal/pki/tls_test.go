@@ -369,3 +369,49 @@ func TestPeer(t *testing.T) {
 		}
 	}
 }
+
+// TestNamedTLS: whatever the address, it is the agent of that node or nobody.
+func TestNamedTLS(t *testing.T) {
+	s, other := newTestSet(t), newTestSet(t)
+	admin, err := s.AgentClientPair("lab", testNow)
+	if err != nil {
+		t.Fatal(err)
+	}
+	issue := func(req Request) Pair {
+		pair, err := s.Agents.issueFor(testNow, req)
+		if err != nil {
+			t.Fatal(err)
+		}
+		return pair
+	}
+	agents := func(name string) Request {
+		return Request{CommonName: name, Organizations: []string{GroupAgents}, Names: []string{"cp1", "localhost"}, Server: true, Client: true}
+	}
+	client := NamedTLS(atTestNow(t)(ClientTLS(s.Agents.pair.Cert, admin, "")), "cp1")
+	for name, test := range map[string]struct {
+		by   *Set
+		pair Pair
+		want string // in the client's error; empty if it takes the server
+	}{
+		"the node":                 {s, filePair(nodeFiles(t, s, "cp1", testNow), "pki/agent"), ""},
+		"another node":             {s, filePair(nodeFiles(t, s, "w1", testNow), "pki/agent"), "not cp1"},
+		"another cluster's":        {other, filePair(nodeFiles(t, other, "cp1", testNow), "pki/agent"), "unknown authority"},
+		"the name, not the agent":  {s, issue(agents("kuorum:agent:w1")), `"kuorum:agent:w1"`},
+		"the name of an admin":     {s, issue(Request{CommonName: "kuorum:agent:cp1", Organizations: []string{GroupAdmins}, Names: []string{"cp1"}, Server: true}), "not the agent"},
+		"nobody's group":           {s, issue(Request{CommonName: "kuorum:agent:cp1", Names: []string{"cp1"}, Server: true}), "neither an agent"},
+		"the node's etcd":          {s, filePair(nodeFiles(t, s, "cp1", testNow), "pki/etcd/server"), "unknown authority"},
+		"the node, from elsewhere": {s, issue(agents("kuorum:agent:cp1")), ""},
+	} {
+		t.Run(name, func(t *testing.T) {
+			server := atTestNow(t)(ServerTLS(test.by.Agents.pair.Cert, test.pair))
+			server.VerifyConnection, server.ClientAuth = nil, tls.NoClientCert
+			_, err := handshake(t, server, client)
+			if test.want == "" && err != nil || test.want != "" && (err == nil || !strings.Contains(err.Error(), test.want)) {
+				t.Errorf("got %v, want %q", err, test.want)
+			}
+		})
+	}
+	if plain := atTestNow(t)(ClientTLS(s.Agents.pair.Cert, admin, "10.0.0.1")); NamedTLS(plain, "cp1").ServerName != "cp1" || plain.ServerName != "10.0.0.1" {
+		t.Error("the settings that it was made of have changed")
+	}
+}

@@ -3,6 +3,7 @@ package pki
 import (
 	"errors"
 	"fmt"
+	"slices"
 	"time"
 
 	"sigs.k8s.io/yaml"
@@ -20,6 +21,27 @@ func Validity(data []byte) (from, until time.Time, err error) {
 		return time.Time{}, time.Time{}, err
 	}
 	return cert.NotBefore, cert.NotAfter, nil
+}
+
+// MadeOutTo tells whether the certificate at the beginning of a PEM file names
+// an IP address, and no other but the loopback's and those of also.
+func MadeOutTo(data []byte, address string, also ...string) bool {
+	pair, err := splitPair(data)
+	if err != nil {
+		return false
+	}
+	cert, err := parseCertificate(pair.Cert)
+	if err != nil {
+		return false
+	}
+	named := false
+	for _, ip := range cert.IPAddresses {
+		named = named || ip.String() == address
+		if ip.String() != address && !ip.IsLoopback() && !slices.Contains(also, ip.String()) {
+			return false
+		}
+	}
+	return named
 }
 
 // KubeconfigValidity is from when until when the client certificate inside a

@@ -92,6 +92,40 @@ func TestFlippedByte(t *testing.T) {
 	l := threeServers(t)
 	t.Run("database", func(t *testing.T) { l.flippedByte(t, "flip-this-byte-", "snap/db") })
 	t.Run("log", func(t *testing.T) { l.flippedByte(t, "turn-this-byte-", "wal/*.wal") })
+	t.Run("database in use", l.flippedWhileItRuns)
+}
+
+// flippedWhileItRuns: etcd compares its members' data after a compaction, at
+// most a minute later, and refuses all writes once they differ.
+func (l *lab) flippedWhileItRuns(t *testing.T) {
+	marker := strings.Repeat("bend-this-byte-", 40)
+	l.kubectl(t, "create", "configmap", "marker", "--from-literal=text="+marker)
+	defer l.kubectl(t, "delete", "configmap", "marker")
+	db := filepath.Join(tests.dir, "labs", l.name, "machines/cp3/var/lib/kuorum/etcd/member/snap/db")
+	eventually(t, 10*time.Second, func() error { // etcd writes its database every 100 ms
+		data, err := os.ReadFile(db)
+		if err == nil && !bytes.Contains(data, []byte(marker)) {
+			err = errors.New("the marker is not in the database yet")
+		}
+		return err
+	})
+	flip(t, db, marker)
+	l.run(t, "etcd", "compact", "--keep", "0")
+	eventually(t, 2*time.Minute, func() error {
+		if causes := l.status(t).causes(); !slices.Contains(causes, "etcd-corrupt cp3") {
+			return fmt.Errorf("the status has %q", causes)
+		}
+		return nil
+	})
+	if r := try(t, "-c", l.name, "kubectl", "create", "configmap", "meanwhile", "--from-literal=a=b"); r.code == 0 {
+		t.Error("a write is taken, and may spread the damage")
+		l.kubectl(t, "delete", "configmap", "meanwhile")
+	}
+	l.run(t, "etcd", "rebuild", "cp3")
+	l.awaitReady(t)
+	if s := l.status(t); s.Quorum.Healthy != 3 || len(s.causes()) > 0 {
+		t.Errorf("after that: %+v, %q", s.Quorum, s.Findings)
+	}
 }
 
 func (l *lab) flippedByte(t *testing.T, word, files string) {
@@ -126,7 +160,8 @@ func (l *lab) flippedByte(t *testing.T, word, files string) {
 	}
 }
 
-// flip changes one byte of each copy of the marker in the files.
+// flip changes one byte of each copy of the marker in the files, in place: who has
+// them mapped sees it.
 func flip(t *testing.T, pattern, marker string) {
 	t.Helper()
 	paths, err := filepath.Glob(pattern)
@@ -139,9 +174,18 @@ func flip(t *testing.T, pattern, marker string) {
 		if err != nil {
 			t.Fatal(err)
 		}
-		damaged := bytes.ReplaceAll(data, []byte(marker), []byte("F"+marker[1:]))
-		found = found || !bytes.Equal(damaged, data)
-		if err := os.WriteFile(path, damaged, 0o600); err != nil {
+		file, err := os.OpenFile(path, os.O_WRONLY, 0)
+		if err != nil {
+			t.Fatal(err)
+		}
+		for at := 0; bytes.Contains(data[at:], []byte(marker)); found = true {
+			at += bytes.Index(data[at:], []byte(marker))
+			if _, err := file.WriteAt([]byte("F"), int64(at)); err != nil {
+				t.Fatal(err)
+			}
+			at += len(marker)
+		}
+		if err := file.Close(); err != nil {
 			t.Fatal(err)
 		}
 	}

@@ -1,0 +1,67 @@
+package advise
+
+import (
+	"slices"
+	"time"
+
+	"kuorum/internal/cluster"
+)
+
+// Turn tells why the node of that name may not replace its stale components
+// now; empty: it may. Only one node at a time should do so, which is not looked
+// at here. The quorum and the API must go on without it, and whoever has had
+// its turn must be well: what is wrong with a changed cluster.yaml must not go
+// round. A single server, or a single voter, may: somebody asked for it.
+func Turn(spec *cluster.Spec, reports []cluster.NodeReport, name string) (waitsFor string) {
+	v := newView(spec, reports, time.Time{})
+	own := v.report(name)
+	if !answered(own) || len(own.Status.Stale) == 0 {
+		return name + " has nothing to replace"
+	}
+	for _, r := range v.answering() {
+		if r.Name != name && len(r.Status.Stale) == 0 && !r.Status.Ready {
+			return r.Name + " is not ready"
+		}
+	}
+	if slices.Contains(own.Status.Stale, etcd) {
+		if waitsFor := v.etcdTurn(name); waitsFor != "" {
+			return waitsFor
+		}
+	}
+	n, _ := spec.Node(name)
+	if n.Role == cluster.RoleServer && len(spec.Servers()) > 1 && !v.apiWithout(name) {
+		return "no other API server is ready"
+	}
+	return ""
+}
+
+// APIReady tells whether the API server of the node of that name is ready.
+func APIReady(reports []cluster.NodeReport, name string) bool {
+	return slices.ContainsFunc(reports, func(r cluster.NodeReport) bool {
+		return r.Name == name && answered(r) && componentOf(*r.Status, apiserver).Phase == phaseReady
+	})
+}
+
+// etcdTurn is Turn for a node whose member is to start again; the leader's is
+// the last.
+func (v *view) etcdTurn(name string) (waitsFor string) {
+	if after := cluster.Without(v.voters(), name); len(v.voters()) > 1 && !after.Holds() {
+		return "the quorum would be lost: " + after.String()
+	}
+	if v.leader() != name {
+		return ""
+	}
+	for _, r := range v.answering() {
+		if r.Name != name && slices.Contains(r.Status.Stale, etcd) {
+			return name + " leads, and " + r.Name + " comes before the leader"
+		}
+	}
+	return ""
+}
+
+// apiWithout tells whether an API server of another node is ready.
+func (v *view) apiWithout(name string) bool {
+	return slices.ContainsFunc(v.answering(), func(r cluster.NodeReport) bool {
+		return r.Name != name && componentOf(*r.Status, apiserver).Phase == phaseReady
+	})
+}
