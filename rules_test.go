@@ -22,7 +22,7 @@ import (
 var layers = []string{
 	"cluster host step",
 	"pki supervise bundle agent advise",
-	"component doctor endpoint etcd kubeapi kubeconfig",
+	"component doctor endpoint etcd keyring kubeapi kubeconfig",
 	"membership relocation",
 	"node lab",
 	"cli",

@@ -151,7 +151,7 @@ func (v *view) certificates(r cluster.NodeReport) []cluster.Finding {
 		own = append(own, c)
 	}
 	return append(
-		certificatesOf(r, own, fmt.Sprintf("Renew the certificates of %s, then restart its components.", r.Name)),
+		certificatesOf(r, own, "kuorum certs renew "+r.Name),
 		certificatesOf(r, theirs, fmt.Sprintf("Ask those who run etcd for a new one, and put it on each server: /etc/kuorum/%s.", theirCertificates))...)
 }
 

@@ -127,6 +127,14 @@ type CertificateStatus struct {
 	File  string    `json:"file"` // below /etc/kuorum
 	From  time.Time `json:"from"`
 	Until time.Time `json:"until"`
+	// Renew is when the node makes it anew; zero for an authority, which lives
+	// until it is rotated.
+	Renew time.Time `json:"renew,omitzero"`
+	// By is the name of the authority that signed it, Key names that authority's
+	// key in hexadecimal. An authority has signed itself. A file with several
+	// authorities is listed once for each: the first of them signs.
+	By  string `json:"by,omitempty"`
+	Key string `json:"key,omitempty"`
 }
 
 // NodeReport is a node as somebody else sees it: what its agent answered, or

@@ -11,7 +11,9 @@ import (
 	"fmt"
 	"io/fs"
 	"path/filepath"
+	"slices"
 	"strconv"
+	"strings"
 	"time"
 
 	"kuorum/internal/cluster"
@@ -32,6 +34,12 @@ const (
 	PortAPIServer = 6444 // kube-apiserver on servers
 	PortKubelet   = 10250
 	portStatus    = 6442 // the balancer's own state, loopback only
+)
+
+// The authorities' files that programs read, below pki.
+const (
+	clusterCA = "ca.crt"
+	etcdCA    = "etcd/ca.crt"
 )
 
 // AgentLog is the agent's own log in LogDir.
@@ -80,6 +88,10 @@ type Machine struct {
 	// (CAP_SYS_RESOURCE); without it every pod sandbox would fail.
 	LowerOOM bool
 	Initial  InitialCluster // of its etcd, if it has a member
+	// Trust names the keys of the authorities in the node's files, by their paths
+	// below pki, that which signs first. More than one of a kind is there only
+	// while they are rotated; then programs are restarted, see holding.
+	Trust map[string][]string
 	// Share is set when other machines of a lab run on the same computer.
 	Share Share
 }
@@ -135,6 +147,9 @@ type Component struct {
 	// Ready probes the live program; nil error means it does its work now.
 	Ready       func(context.Context) error
 	StopTimeout time.Duration // between SIGTERM and SIGKILL
+	// Trust is what the program has read of authorities when it started, and does
+	// not read again; empty while there is one of each kind.
+	Trust string
 	// ExactTimers is for a program whose children are pods: they inherit how
 	// late its timers may be.
 	ExactTimers bool
@@ -147,22 +162,26 @@ func For(m Machine) []Component {
 	var list []Component
 	kubernetes, server := m.Node.Role != cluster.RoleEtcd, m.Node.Role == cluster.RoleServer
 	if kubernetes {
-		list = append(list, containerd(m))
+		list = append(list, containerd(m)) // speaks to nobody by certificate
 	}
 	if m.Spec.HasMember(m.Node) {
-		list = append(list, etcd(m))
+		list = append(list, m.trusting(etcd(m), etcdCA))
 	}
 	if server {
-		list = append(list, apiserver(m))
+		list = append(list, m.holding(apiserver(m), etcdCA, clusterCA))
 	}
 	if kubernetes {
-		list = append(list, balancer(m))
+		list = append(list, balancer(m)) // reads its files for each check
 	}
 	if server {
-		list = append(list, controllerManager(m), scheduler(m))
+		list = append(list, m.holding(controllerManager(m), clusterCA), m.holding(scheduler(m), clusterCA))
 	}
 	if kubernetes {
-		list = append(list, kubelet(m), kubeProxy(m), flannel(m), coredns(m))
+		// Clients of the API: client-go reads files again after five minutes at the
+		// earliest, and before 1.36 never those of authorities.
+		for _, c := range []Component{kubelet(m), kubeProxy(m), flannel(m), coredns(m)} {
+			list = append(list, m.holding(c, clusterCA))
+		}
 	}
 	for i, c := range list {
 		list[i] = m.Share.limit(c)
@@ -170,9 +189,9 @@ func For(m Machine) []Component {
 	return list
 }
 
-// Digest changes whenever the program, its flags, its environment or one of
-// its files changes, but those that it reads again: the sign that a running one
-// must be restarted.
+// Digest changes whenever the program, its flags, its environment, one of its
+// files, but those that it reads again, or the authorities that it must know
+// change: the sign that a running one must be restarted.
 func (c Component) Digest() string {
 	h := sha256.New()
 	fmt.Fprintf(h, "%q %q %q", c.Path, c.Args, c.Env)
@@ -182,6 +201,9 @@ func (c Component) Digest() string {
 		}
 		fmt.Fprintf(h, "%q %o %x", f.Path, f.Mode, sha256.Sum256(f.Data))
 	}
+	if c.Trust != "" {
+		fmt.Fprintf(h, "trust %q", c.Trust)
+	}
 	return hex.EncodeToString(h.Sum(nil)[:8])
 }
 
@@ -190,6 +212,33 @@ func (c Component) Digest() string {
 func (c Component) Environ(m Machine) []string {
 	path := "PATH=" + filepath.Join(m.Bundle, "bin") + ":/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin"
 	return append([]string{path, "HOME=/root"}, c.Env...)
+}
+
+// trusting is c, which reads these authorities' files when it starts and not
+// again. Its own certificates it reads at each handshake: it does not matter to
+// it which of them signs.
+func (m Machine) trusting(c Component, paths ...string) Component {
+	return m.knowing(c, paths, func(keys []string) { slices.Sort(keys) })
+}
+
+// holding is trusting for a program that also keeps for minutes the certificates
+// that it shows: it starts anew when another authority signs.
+func (m Machine) holding(c Component, paths ...string) Component {
+	return m.knowing(c, paths, func([]string) {})
+}
+
+func (m Machine) knowing(c Component, paths []string, order func([]string)) Component {
+	var words []string
+	for _, path := range paths {
+		keys := slices.Clone(m.Trust[path])
+		if len(keys) < 2 {
+			continue // as most clusters are all their life: nothing to tell apart
+		}
+		order(keys)
+		words = append(words, path+"="+strings.Join(keys, ","))
+	}
+	c.Trust = strings.Join(words, " ")
+	return c
 }
 
 func (m Machine) bin(name string) string { return filepath.Join(m.Bundle, "bin", name) }

@@ -113,7 +113,7 @@ func controllerManager(m Machine) Component {
 		"--service-cluster-ip-range=" + network.Services,
 		"--root-ca-file=" + pki("ca.crt"),
 		"--client-ca-file=" + pki("ca.crt"),
-		"--cluster-signing-cert-file=" + pki("ca.crt"),
+		"--cluster-signing-cert-file=" + pki(m.signingFile()),
 		"--cluster-signing-key-file=" + pki("ca.key"),
 		"--service-account-private-key-file=" + pki("sa.key"),
 		"--profiling=false",
@@ -147,6 +147,15 @@ func scheduler(m Machine) Component {
 		Ready:       httpsReady("https://127.0.0.1:10259/readyz", pki("ca.crt")),
 		StopTimeout: 10 * time.Second,
 	}
+}
+
+// signingFile is the certificate of the authority that signs. It must stand
+// alone: the controller-manager does not start with a file that has more.
+func (m Machine) signingFile() string {
+	if len(m.Trust[clusterCA]) > 1 {
+		return "cluster-signing.crt"
+	}
+	return clusterCA
 }
 
 // featureGates renders the cluster's gates and the ones that a component adds.

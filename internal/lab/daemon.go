@@ -2,7 +2,6 @@ package lab
 
 import (
 	"context"
-	"crypto/tls"
 	"encoding/json"
 	"errors"
 	"fmt"
@@ -21,7 +20,6 @@ import (
 	"kuorum/internal/cluster"
 	"kuorum/internal/endpoint"
 	"kuorum/internal/host"
-	"kuorum/internal/pki"
 	"kuorum/internal/supervise"
 )
 
@@ -36,15 +34,19 @@ const (
 // namespace of its own, which is the lab's switch: when it ends, however it
 // ends, so do its machines, its cables and its forwarder.
 type daemon struct {
-	lab      *Lab // its Spec changes with changing held
-	log      *slog.Logger
-	agents   *agent.Client
+	lab *Lab // its Spec changes with changing held
+	log *slog.Logger
+
+	asking     sync.Mutex
+	agents     *agent.Client // see agentsNow
+	agentFiles [][]byte
+	named      map[string]*agent.Client // see agentOf
+
 	balancer *endpoint.Balancer
 	changing sync.Mutex // one machine comes or goes at a time
 
 	mu       sync.Mutex
 	machines []*Machine // see list
-	named    map[string]*agent.Client
 	stop     chan struct{}
 	stopOnce sync.Once
 }
@@ -92,7 +94,7 @@ func (s Store) prepare(ctx context.Context, name, bundle string, log *slog.Logge
 		}
 		d.machines = append(d.machines, m)
 	}
-	if d.agents, err = agentClient(l, nil); err != nil {
+	if _, err := d.agentsNow(); err != nil {
 		return nil, nil, err
 	}
 	if d.balancer, err = newBalancer(l, log); err != nil {
@@ -125,27 +127,6 @@ func makeSwitch(l *Lab) error {
 		return err
 	}
 	return host.ProbeLinks(l.Spec.Spec.Network.Backend)
-}
-
-// Agents asks the agents of the lab's machines from the host, by way of the
-// lab's process.
-func (l *Lab) Agents() (*agent.Client, error) { return agentClient(l, l.Dial) }
-
-func agentClient(l *Lab, dial agent.Dialer) (*agent.Client, error) {
-	var files [3][]byte
-	for i, name := range []string{"agent-ca.crt", "agent.crt", "agent.key"} {
-		data, err := os.ReadFile(l.Client(name))
-		if err != nil {
-			return nil, fmt.Errorf("cannot talk to agents: %w", err)
-		}
-		files[i] = data
-	}
-	// The server's name is checked against the address that is dialled.
-	config, err := pki.ClientTLS(files[0], pki.Pair{Cert: files[1], Key: files[2]}, "")
-	if err != nil {
-		return nil, fmt.Errorf("cannot talk to agents: %w", err)
-	}
-	return agent.NewClient(config, dial), nil
 }
 
 func listenControl(ctx context.Context, l *Lab) (net.Listener, error) {
@@ -364,21 +345,12 @@ func (d *daemon) machineStatus(ctx context.Context, m *Machine) MachineStatus {
 	if s.Power == PowerOff || !s.Node {
 		return s
 	}
-	report := d.agentOf(node.Name).Report(ctx, node)
+	agents, err := d.agentOf(node.Name)
+	if err != nil {
+		s.Error = err.Error()
+		return s
+	}
+	report := agents.Report(ctx, node)
 	s.Agent, s.Error, s.ClockOffset = report.Status, report.Error, report.ClockOffset
 	return s
-}
-
-// agentOf asks the agent of one node by its name: a machine that was given
-// another address cannot prove that one before its node knows of it.
-func (d *daemon) agentOf(name string) *agent.Client {
-	d.mu.Lock()
-	defer d.mu.Unlock()
-	if d.named == nil {
-		d.named = map[string]*agent.Client{}
-	}
-	if d.named[name] == nil {
-		d.named[name] = d.agents.With(func(config *tls.Config) *tls.Config { return pki.NamedTLS(config, name) })
-	}
-	return d.named[name]
 }

@@ -18,6 +18,7 @@ import (
 	"kuorum/internal/component"
 	"kuorum/internal/etcd"
 	"kuorum/internal/host"
+	"kuorum/internal/keyring"
 	"kuorum/internal/membership"
 	"kuorum/internal/pki"
 )
@@ -156,7 +157,7 @@ func TestCreateOnTheirEtcd(t *testing.T) {
 			t.Errorf("%s is %q, %v", path, data, err)
 		}
 	}
-	set, err := membership.Keys(l.path("machines/cp1/etc/kuorum"))
+	set, err := keyring.Keys(l.path("machines/cp1/etc/kuorum"))
 	if err != nil || set.External == nil || set.External.ID != e.given.ID {
 		t.Errorf("a server could let no other in: %+v, %v", set, err)
 	}

@@ -19,6 +19,7 @@ import (
 	"kuorum/internal/cluster"
 	"kuorum/internal/component"
 	"kuorum/internal/host"
+	"kuorum/internal/keyring"
 	"kuorum/internal/membership"
 	"kuorum/internal/pki"
 )
@@ -140,10 +141,8 @@ func (l *Lab) writeKeys(external *pki.ExternalEtcd, now time.Time) error {
 	}
 	set.External = external
 	set.LeafLife = time.Duration(l.Spec.Spec.Certificates.Life)
-	for name, data := range set.Files() {
-		if err := host.WriteFile(l.path("pki", name), data, 0o600); err != nil {
-			return err
-		}
+	if err := l.writeSet(set); err != nil {
+		return err
 	}
 	for _, node := range l.Spec.Spec.Nodes {
 		if err := l.writeNode(set, node, now); err != nil {
@@ -151,6 +150,29 @@ func (l *Lab) writeKeys(external *pki.ExternalEtcd, now time.Time) error {
 		}
 	}
 	return l.writeClients(set, now)
+}
+
+func (l *Lab) writeSet(set *pki.Set) error {
+	for name, data := range set.Files() {
+		if err := host.WriteFile(l.path("pki", name), data, 0o600); err != nil {
+			return err
+		}
+	}
+	return nil
+}
+
+// FollowAuthorities takes the authorities as a server of the lab has them on
+// its disk, and makes what the host's own clients use anew by them.
+func (l *Lab) FollowAuthorities(now time.Time) error {
+	servers := l.Nodes().Servers()
+	if len(servers) == 0 {
+		return fmt.Errorf("cannot follow the authorities of lab %q: it has no server", l.Name)
+	}
+	set, err := keyring.Keys(filepath.Join(l.Disk(servers[0].Name), "etc/kuorum"))
+	if err != nil {
+		return fmt.Errorf("cannot follow the authorities of lab %q: %w", l.Name, err)
+	}
+	return errors.Join(l.writeSet(set), l.writeClients(set, now))
 }
 
 // writeNode puts a machine's own files on its disk.
@@ -171,7 +193,7 @@ func (l *Lab) writeClients(set *pki.Set, now time.Time) error {
 	if err != nil {
 		return err
 	}
-	kubeconfig, err := pki.Kubeconfig(l.Server(), l.Context(), admin, set.Cluster.Pair().Cert)
+	kubeconfig, err := pki.Kubeconfig(l.Server(), l.Context(), admin, set.Cluster.Bundle())
 	if err != nil {
 		return err
 	}
@@ -179,7 +201,7 @@ func (l *Lab) writeClients(set *pki.Set, now time.Time) error {
 	if err != nil {
 		return err
 	}
-	etcdCA := set.Etcd.Pair().Cert
+	etcdCA := set.Etcd.Bundle()
 	if set.External != nil {
 		etcd, etcdCA = set.External.Client, set.External.CA
 	}
@@ -193,13 +215,13 @@ func (l *Lab) writeClients(set *pki.Set, now time.Time) error {
 	}
 	return errors.Join(
 		host.WriteFile(l.Kubeconfig(), kubeconfig, 0o600),
-		host.WriteFile(l.path("clients/ca.crt"), set.Cluster.Pair().Cert, 0o644),
+		host.WriteFile(l.path("clients/ca.crt"), set.Cluster.Bundle(), 0o644),
 		host.WriteFile(l.path("clients/endpoint.crt"), endpoint.Cert, 0o600),
 		host.WriteFile(l.path("clients/endpoint.key"), endpoint.Key, 0o600),
 		host.WriteFile(l.path("clients/etcd-ca.crt"), etcdCA, 0o644),
 		host.WriteFile(l.path("clients/etcd.crt"), etcd.Cert, 0o600),
 		host.WriteFile(l.path("clients/etcd.key"), etcd.Key, 0o600),
-		host.WriteFile(l.path("clients/agent-ca.crt"), set.Agents.Pair().Cert, 0o644),
+		host.WriteFile(l.path("clients/agent-ca.crt"), set.Agents.Bundle(), 0o644),
 		host.WriteFile(l.path("clients/agent.crt"), agent.Cert, 0o600),
 		host.WriteFile(l.path("clients/agent.key"), agent.Key, 0o600),
 	)

@@ -1,6 +1,7 @@
 package lab
 
 import (
+	"bytes"
 	"crypto/tls"
 	"crypto/x509"
 	"encoding/json"
@@ -17,9 +18,11 @@ import (
 	"github.com/google/go-cmp/cmp"
 	corev1 "k8s.io/api/core/v1"
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
+	"k8s.io/client-go/tools/clientcmd"
 
 	"kuorum/internal/cluster"
 	"kuorum/internal/component"
+	"kuorum/internal/keyring"
 	"kuorum/internal/membership"
 )
 
@@ -66,6 +69,11 @@ func TestStore(t *testing.T) {
 // other side trusts.
 func TestClients(t *testing.T) {
 	_, l := testLab(t)
+	l.checkClients(t)
+}
+
+func (l *Lab) checkClients(t *testing.T) {
+	t.Helper()
 	for pair, authority := range map[string]string{"endpoint": "ca.crt", "agent": "agent-ca.crt", "etcd": "etcd-ca.crt"} {
 		loaded, err := tls.LoadX509KeyPair(l.Client(pair+".crt"), l.Client(pair+".key"))
 		if err != nil {
@@ -82,9 +90,73 @@ func TestClients(t *testing.T) {
 			t.Errorf("%s is not of %s: %v", pair, authority, err)
 		}
 	}
-	if _, err := agentClient(l, nil); err != nil {
+	if _, err := l.Agents(); err != nil {
 		t.Error(err)
 	}
+}
+
+// TestFollowAuthorities: what the host has of a lab follows the authorities that
+// its servers have, through every phase, and so does the lab's own process.
+func TestFollowAuthorities(t *testing.T) {
+	_, l := testLab(t)
+	d := &daemon{lab: l}
+	last, err := d.agentsNow()
+	if err != nil {
+		t.Fatal(err)
+	}
+	if again, err := d.agentsNow(); err != nil || again != last {
+		t.Errorf("another client for the same files: %v", err)
+	}
+	server := l.Spec.Servers()[0]
+	etc := filepath.Join(l.Disk(server.Name), "etc/kuorum")
+	if err := keyring.Begin(etc, time.Now()); err != nil {
+		t.Fatal(err)
+	}
+	for _, phase := range keyring.Phases() {
+		if err := keyring.Change(etc, l.Spec, server, phase); err != nil {
+			t.Fatal(err)
+		}
+		if err := l.FollowAuthorities(time.Now()); err != nil {
+			t.Fatal(err)
+		}
+		l.checkClients(t)
+		if diff := cmp.Diff(keyring.Trust(etc), keyring.Trust(l.Dir())); diff != "" {
+			t.Errorf("%s: the lab has other authorities (-server +lab):\n%s", phase, diff)
+		}
+		config, err := clientcmd.LoadFromFile(l.Kubeconfig())
+		if err != nil {
+			t.Fatal(err)
+		}
+		if ca := config.Clusters[l.Context()].CertificateAuthorityData; !bytes.Equal(ca, readFile(t, l.Client("ca.crt"))) {
+			t.Errorf("%s: the kubeconfig trusts others", phase)
+		}
+		now, err := d.agentsNow()
+		if err != nil || now == last {
+			t.Errorf("%s: the lab's process asks as before: %v", phase, err)
+		}
+		last = now
+	}
+	if err := os.WriteFile(l.Client("agent.crt"), nil, 0o600); err != nil {
+		t.Fatal(err)
+	}
+	if now, err := d.agentsNow(); err != nil || now != last {
+		t.Errorf("while the files are written it cannot ask: %v", err)
+	}
+	if err := os.RemoveAll(filepath.Join(etc, "pki")); err != nil {
+		t.Fatal(err)
+	}
+	if err := l.FollowAuthorities(time.Now()); err == nil {
+		t.Error("a server without keys is followed")
+	}
+}
+
+func readFile(t *testing.T, path string) []byte {
+	t.Helper()
+	data, err := os.ReadFile(path)
+	if err != nil {
+		t.Fatal(err)
+	}
+	return data
 }
 
 // TestInterruptedCreate: without state.json there is no lab, but a name that

@@ -2,16 +2,22 @@ package lab
 
 import (
 	"bufio"
+	"bytes"
 	"context"
+	"crypto/tls"
 	"encoding/json"
 	"fmt"
 	"io"
 	"net"
 	"net/http"
 	"net/netip"
+	"os"
+	"slices"
 	"time"
 
+	"kuorum/internal/agent"
 	"kuorum/internal/endpoint"
+	"kuorum/internal/pki"
 )
 
 // tunnelWait is how long a connection into the lab may take to be made.
@@ -124,4 +130,67 @@ func (t *tunnelled) CloseWrite() error {
 		return net.ErrClosed
 	}
 	return half.CloseWrite()
+}
+
+// Agents asks the agents of the lab's machines from the host, by way of the
+// lab's process.
+func (l *Lab) Agents() (*agent.Client, error) {
+	files, err := l.agentFiles()
+	if err != nil {
+		return nil, err
+	}
+	return agentClient(files, l.Dial)
+}
+
+func (l *Lab) agentFiles() ([][]byte, error) {
+	var files [][]byte
+	for _, name := range []string{"agent-ca.crt", "agent.crt", "agent.key"} {
+		data, err := os.ReadFile(l.Client(name))
+		if err != nil {
+			return nil, fmt.Errorf("cannot talk to agents: %w", err)
+		}
+		files = append(files, data)
+	}
+	return files, nil
+}
+
+// agentClient has the server's name checked against the address it dials.
+func agentClient(files [][]byte, dial agent.Dialer) (*agent.Client, error) {
+	config, err := pki.ClientTLS(files[0], pki.Pair{Cert: files[1], Key: files[2]}, "")
+	if err != nil {
+		return nil, fmt.Errorf("cannot talk to agents: %w", err)
+	}
+	return agent.NewClient(config, dial), nil
+}
+
+// agentsNow is a client with the files as they are now, which change with the
+// cluster's authorities; while they are written, it is the client of before. The
+// caller holds asking, or is the only one.
+func (d *daemon) agentsNow() (*agent.Client, error) {
+	files, err := d.lab.agentFiles()
+	if err == nil && !slices.EqualFunc(files, d.agentFiles, bytes.Equal) {
+		var client *agent.Client
+		if client, err = agentClient(files, nil); err == nil {
+			d.agents, d.agentFiles, d.named = client, files, map[string]*agent.Client{}
+		}
+	}
+	if d.agents != nil {
+		return d.agents, nil
+	}
+	return nil, err
+}
+
+// agentOf asks the agent of one node by its name: a machine that was given
+// another address cannot prove that one before its node knows of it.
+func (d *daemon) agentOf(name string) (*agent.Client, error) {
+	d.asking.Lock()
+	defer d.asking.Unlock()
+	agents, err := d.agentsNow()
+	if err != nil {
+		return nil, err
+	}
+	if d.named[name] == nil {
+		d.named[name] = agents.With(func(config *tls.Config) *tls.Config { return pki.NamedTLS(config, name) })
+	}
+	return d.named[name], nil
 }

@@ -186,21 +186,3 @@ func ExternalID(dir string) (string, error) {
 	}
 	return strings.TrimSpace(string(data)), nil
 }
-
-// Keys reads a server's secrets from below dir.
-func Keys(dir string) (*pki.Set, error) {
-	files := map[string][]byte{}
-	root := filepath.Join(dir, "pki")
-	err := filepath.WalkDir(root, func(path string, entry fs.DirEntry, err error) error {
-		if err != nil || entry.IsDir() {
-			return err
-		}
-		data, err := os.ReadFile(path)
-		files[strings.TrimPrefix(path, root+"/")] = data
-		return err
-	})
-	if err != nil {
-		return nil, fmt.Errorf("cannot read this server's keys: %w", err)
-	}
-	return pki.ParseSet(files)
-}

@@ -17,7 +17,7 @@ import (
 
 	"kuorum/internal/agent"
 	"kuorum/internal/cluster"
-	"kuorum/internal/host"
+	"kuorum/internal/keyring"
 	"kuorum/internal/pki"
 )
 
@@ -152,7 +152,7 @@ func TestWorkersFiles(t *testing.T) {
 	if _, err := NodeClient(j.Dir); err != nil {
 		t.Error(err)
 	}
-	if _, err := Keys(j.Dir); err == nil {
+	if _, err := keyring.Keys(j.Dir); err == nil {
 		t.Error("a worker has the cluster's keys")
 	}
 	j.Node.Name = "w7"
@@ -279,28 +279,4 @@ func TestFinish(t *testing.T) {
 	ended, cancel := context.WithCancel(t.Context())
 	cancel()
 	wants(t, finish(ended), cluster.ExitTimeout, "it goes on by itself")
-}
-
-// TestKeys reads back a server's secrets, and misses each of them.
-func TestKeys(t *testing.T) {
-	t.Parallel()
-	set, err := pki.NewSet(time.Now())
-	must(t, err)
-	dir := t.TempDir()
-	for name, data := range set.Files() {
-		must(t, host.WriteFile(filepath.Join(dir, "pki", name), data, 0o600))
-	}
-	got, err := Keys(dir)
-	must(t, err)
-	if got.EncryptionKey != set.EncryptionKey {
-		t.Error("another key")
-	}
-	for name := range set.Files() {
-		path := filepath.Join(dir, "pki", name)
-		must(t, os.Rename(path, dir+"/away"))
-		if _, err := Keys(dir); err == nil {
-			t.Errorf("nobody misses %s", name)
-		}
-		must(t, os.Rename(dir+"/away", path))
-	}
 }

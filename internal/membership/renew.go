@@ -9,6 +9,7 @@ import (
 
 	"kuorum/internal/agent"
 	"kuorum/internal/cluster"
+	"kuorum/internal/keyring"
 	"kuorum/internal/pki"
 )
 
@@ -35,7 +36,7 @@ func (s *Service) Sign(spec *cluster.Spec, r Renewal) (Admission, error) {
 	if !ok {
 		return Admission{}, unknownNode(spec, r.Name)
 	}
-	set, err := Keys(s.Dir)
+	set, err := keyring.Keys(s.Dir)
 	if err != nil {
 		return Admission{}, err
 	}
@@ -51,6 +52,12 @@ func AskRenewal(ctx context.Context, agents *agent.Client, spec *cluster.Spec, n
 	if !anyDue(have, time.Now()) && atHome(spec, node, have) {
 		return nil, nil
 	}
+	return AskRenewalNow(ctx, agents, spec, node)
+}
+
+// AskRenewalNow is AskRenewal whatever the node has. The files of the
+// authorities are among those it returns: all that the server trusts.
+func AskRenewalNow(ctx context.Context, agents *agent.Client, spec *cluster.Spec, node cluster.Node) ([]pki.File, error) {
 	keys, err := pki.NewNodeKeys(node.Role)
 	if err != nil {
 		return nil, err

@@ -14,6 +14,7 @@ import (
 	"kuorum/internal/cluster"
 	"kuorum/internal/component"
 	"kuorum/internal/etcd"
+	"kuorum/internal/keyring"
 	"kuorum/internal/pki"
 )
 
@@ -145,7 +146,7 @@ func (s *Service) Join(ctx context.Context, r Request) (Admission, error) {
 	if err != nil {
 		return Admission{}, err
 	}
-	set, err := Keys(s.Dir)
+	set, err := keyring.Keys(s.Dir)
 	if err != nil {
 		return Admission{}, err
 	}

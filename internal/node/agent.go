@@ -23,6 +23,7 @@ import (
 	"kuorum/internal/cluster"
 	"kuorum/internal/component"
 	"kuorum/internal/host"
+	"kuorum/internal/keyring"
 	"kuorum/internal/membership"
 	"kuorum/internal/supervise"
 )
@@ -45,6 +46,7 @@ type Options struct {
 // Agent runs one node.
 type Agent struct {
 	options    Options
+	etc        string            // the directory of the node's files
 	machine    component.Machine // its Spec is that of the start, see spec
 	components []component.Component
 	supervisor *supervise.Supervisor
@@ -56,6 +58,7 @@ type Agent struct {
 	detour     string // the rules that were loaded last
 
 	adopting    sync.Mutex
+	renewing    sync.Mutex
 	spec        atomic.Pointer[cluster.Spec] // as the cluster has it
 	stale       atomic.Pointer[[]string]     // components that run as an earlier cluster.yaml had them
 	specChanged chan struct{}                // one waits there after a change
@@ -71,6 +74,9 @@ type Agent struct {
 // NewAgent prepares the machine for the node of disk: directories, kernel
 // settings, configuration of every component. It starts nothing.
 func NewAgent(options Options, disk membership.Disk, doors *doors) (*Agent, error) {
+	if err := keyring.Finish(component.EtcDir); err != nil {
+		return nil, err
+	}
 	machine, err := newMachine(options, disk)
 	if err != nil {
 		return nil, err
@@ -79,7 +85,7 @@ func NewAgent(options Options, disk membership.Disk, doors *doors) (*Agent, erro
 		return nil, fmt.Errorf("cannot prepare node %s: %w", machine.Node.Name, err)
 	}
 	a := &Agent{
-		options: options, machine: machine, components: component.For(machine), started: time.Now(),
+		options: options, etc: component.EtcDir, machine: machine, components: component.For(machine), started: time.Now(),
 		complete: make(chan struct{}), removed: make(chan struct{}), specChanged: make(chan struct{}, 1),
 		startOver: make(chan component.InitialCluster, 1), reread: make(chan struct{}, 1), doors: doors,
 	}
@@ -123,6 +129,7 @@ func newMachine(options Options, disk membership.Disk) (component.Machine, error
 	return component.Machine{
 		Spec: disk.Spec, Node: node, Initial: disk.Initial, Bundle: options.Bundle, Kuorum: options.Kuorum,
 		CgroupV1: host.IsV1(hierarchies), LowerOOM: host.CanLowerOOMScore(),
+		Trust: keyring.Trust(component.EtcDir),
 		Share: component.Share{Machines: options.Machines, Processors: runtime.NumCPU()},
 	}, nil
 }

@@ -15,7 +15,6 @@ import (
 
 	"kuorum/internal/agent"
 	"kuorum/internal/cluster"
-	"kuorum/internal/component"
 	"kuorum/internal/membership"
 	"kuorum/internal/pki"
 	"kuorum/internal/relocation"
@@ -28,7 +27,7 @@ const partingTime = 5 * time.Second
 // serveAPI answers other agents and the CLI on the node's address, or where it
 // is astray, and on loopback. Callers without a certificate get as far as the routes here.
 func (a *Agent) serveAPI(ctx context.Context) error {
-	tlsConfig, err := agentTLS()
+	tlsConfig, err := agentTLS(a.etc)
 	if err != nil {
 		return fmt.Errorf("cannot serve the agent's API: %w", err)
 	}
@@ -93,10 +92,11 @@ func (a *Agent) membersAPI() http.Handler {
 			refuse(w, err)
 			return
 		}
-		answer(w)
+		answer(w, nothing{})
 		a.leave()
 	})
 	mux.HandleFunc("POST "+relocation.MovePath, a.move)
+	a.keysAPI(mux)
 	if a.server != nil {
 		more := http.NewServeMux()
 		a.server.memberAPI(more)
@@ -123,10 +123,10 @@ func (a *Agent) commands(r *http.Request) error {
 	return &cluster.Problem{What: "only the node itself, or an administrator, may say so", Exit: cluster.ExitRefused}
 }
 
-// answer says yes to a command that ends this agent, before the connection is
+// answer answers a command that ends this agent, before the connection is
 // closed, or the caller would take it for a failure.
-func answer(w http.ResponseWriter) {
-	writeJSON(w, nothing{})
+func answer(w http.ResponseWriter, value any) {
+	writeJSON(w, value)
 	_ = http.NewResponseController(w).Flush()
 }
 
@@ -149,21 +149,21 @@ func writeJSON(w http.ResponseWriter, value any) {
 	_ = json.NewEncoder(w).Encode(value) // the caller has gone: nobody to tell
 }
 
-// agentTLS reads the agent's certificate again for each connection: the node
-// renews it.
-func agentTLS() (*tls.Config, error) {
-	config, err := readAgentTLS()
+// agentTLS reads the agent's certificate, and the authorities that it trusts,
+// again for each connection: the node replaces them.
+func agentTLS(etc string) (*tls.Config, error) {
+	config, err := readAgentTLS(etc)
 	if err != nil {
 		return nil, err
 	}
-	config.GetConfigForClient = func(*tls.ClientHelloInfo) (*tls.Config, error) { return readAgentTLS() }
+	config.GetConfigForClient = func(*tls.ClientHelloInfo) (*tls.Config, error) { return readAgentTLS(etc) }
 	return config, nil
 }
 
-func readAgentTLS() (*tls.Config, error) {
+func readAgentTLS(etc string) (*tls.Config, error) {
 	files := map[string][]byte{}
 	for _, name := range []string{"agent-ca.crt", "agent.crt", "agent.key"} {
-		data, err := os.ReadFile(filepath.Join(component.EtcDir, "pki", name))
+		data, err := os.ReadFile(filepath.Join(etc, "pki", name))
 		if err != nil {
 			return nil, err
 		}

@@ -181,8 +181,7 @@ func (a *Agent) mayRebuild(r *http.Request) error {
 	if a.server != nil {
 		return a.server.speaksFor(r, a.machine.Node.Name)
 	}
-	caller, _, _ := pki.Peer(r.TLS)
-	if n, ok := a.spec.Load().Node(pki.AgentNode(caller)); ok && n.Role == cluster.RoleServer && pki.PeerIsServer(r.TLS) {
+	if a.fromServer(r) {
 		return nil
 	}
 	return a.commands(r)

@@ -76,6 +76,7 @@ func newRoutes(t *testing.T) *routes {
 	s.members.Dir = dir
 	s.members.DeleteNode = func(context.Context, string) error { return nil }
 	r.agent = &Agent{options: options, machine: machine, server: s, removed: make(chan struct{}), complete: make(chan struct{})}
+	r.agent.etc = dir
 	r.agent.spec.Store(spec)
 	close(r.agent.complete)
 	waitSeeded(t, s.members.Register, spec)

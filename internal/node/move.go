@@ -72,8 +72,7 @@ func (a *Agent) takeOrder(w http.ResponseWriter, r *http.Request) (ready relocat
 // else can be asked while all addresses are wrong.
 func (a *Agent) mayMove(r *http.Request) error {
 	caller, group, _ := pki.Peer(r.TLS)
-	n, known := a.spec.Load().Node(pki.AgentNode(caller))
-	if group == pki.GroupAdmins || known && n.Role == cluster.RoleServer && pki.PeerIsServer(r.TLS) {
+	if group == pki.GroupAdmins || a.fromServer(r) {
 		return nil
 	}
 	return &cluster.Problem{

@@ -1,18 +1,16 @@
 package node
 
 import (
+	"bytes"
 	"context"
 	"fmt"
-	"io/fs"
 	"net/http"
-	"os"
-	"path/filepath"
+	"slices"
 	"strings"
 	"time"
 
 	"kuorum/internal/cluster"
-	"kuorum/internal/component"
-	"kuorum/internal/host"
+	"kuorum/internal/keyring"
 	"kuorum/internal/membership"
 	"kuorum/internal/pki"
 	"kuorum/internal/relocation"
@@ -38,6 +36,7 @@ func (a *Agent) renewCertificates(ctx context.Context) {
 		case len(names) > 0:
 			last = ""
 			a.options.Log.Info("certificates were renewed", "files", strings.Join(names, " "))
+			a.follow(names)
 		}
 		select {
 		case <-ctx.Done():
@@ -51,7 +50,7 @@ func (a *Agent) renewCertificates(ctx context.Context) {
 // renewAtStart lets a server that was off longer than its certificates' life
 // come back by itself: its components start with new ones.
 func (a *Agent) renewAtStart() {
-	if a.machine.Node.Role != cluster.RoleServer {
+	if !a.signs() {
 		return // it has to ask a server, which needs a certificate that counts
 	}
 	names, err := a.renewOnce(context.Background()) // asks nobody
@@ -65,34 +64,69 @@ func (a *Agent) renewAtStart() {
 }
 
 // renewOnce returns the names of the files that it has written.
-func (a *Agent) renewOnce(ctx context.Context) ([]string, error) {
-	have, err := readFiles(component.EtcDir)
+func (a *Agent) renewOnce(ctx context.Context) ([]string, error) { return a.replace(ctx, a.due) }
+
+// renewAll is renewOnce for all certificates, whatever their age.
+func (a *Agent) renewAll(ctx context.Context) ([]string, error) { return a.replace(ctx, a.all) }
+
+// replace writes what choose makes in place of what the node has, and returns
+// the names of the files that are others now.
+func (a *Agent) replace(ctx context.Context, choose func(context.Context, map[string][]byte) ([]pki.File, error)) ([]string, error) {
+	a.renewing.Lock()
+	defer a.renewing.Unlock()
+	have, err := keyring.Files(a.etc)
 	if err != nil {
 		return nil, err
 	}
-	files, err := a.renewed(ctx, have)
+	files, err := choose(ctx, have)
 	if err != nil {
+		return nil, err
+	}
+	files = slices.DeleteFunc(files, func(f pki.File) bool { return bytes.Equal(f.Data, have[f.Path]) })
+	if err := keyring.Write(a.etc, files); err != nil {
 		return nil, err
 	}
 	var names []string
 	for _, f := range files {
-		if err := host.WriteFile(filepath.Join(component.EtcDir, f.Path), f.Data, f.Mode); err != nil {
-			return nil, err
-		}
 		names = append(names, f.Path)
 	}
 	return names, nil
 }
 
-func (a *Agent) renewed(ctx context.Context, have map[string][]byte) ([]pki.File, error) {
-	spec := a.spec.Load()
-	if a.machine.Node.Role != cluster.RoleServer {
-		return membership.AskRenewal(ctx, a.agents, spec, a.machine.Node, have)
+// follow makes the node's programs know the authorities among the files that
+// were renewed: a node that is no server gets with its
+// certificates all that a server trusts.
+func (a *Agent) follow(names []string) {
+	if slices.ContainsFunc(names, func(name string) bool { return strings.HasSuffix(name, "ca.crt") }) {
+		a.readAgain()
 	}
-	set, err := membership.Keys(component.EtcDir)
+}
+
+func (a *Agent) due(ctx context.Context, have map[string][]byte) ([]pki.File, error) {
+	if !a.signs() {
+		return membership.AskRenewal(ctx, a.agents, a.spec.Load(), a.machine.Node, have)
+	}
+	return a.sign(have)
+}
+
+func (a *Agent) all(ctx context.Context, _ map[string][]byte) ([]pki.File, error) {
+	if !a.signs() {
+		return membership.AskRenewalNow(ctx, a.agents, a.spec.Load(), a.machine.Node)
+	}
+	return a.sign(nil)
+}
+
+// signs tells whether the node has the authorities' keys; all others ask one
+// that has.
+func (a *Agent) signs() bool { return a.machine.Node.Role == cluster.RoleServer }
+
+// sign makes what a server has not, or has outgrown.
+func (a *Agent) sign(have map[string][]byte) ([]pki.File, error) {
+	set, err := keyring.Keys(a.etc)
 	if err != nil {
 		return nil, err
 	}
+	spec := a.spec.Load()
 	set.LeafLife = time.Duration(spec.Spec.Certificates.Life)
 	node, ok := spec.Node(a.machine.Node.Name)
 	if !ok {
@@ -124,20 +158,114 @@ func (a *Agent) renewOther(r *http.Request, in membership.Renewal) (membership.A
 	return members.Sign(spec, in)
 }
 
-// readFiles reads the certificates, keys and kubeconfigs of a node by their
-// paths below dir.
-func readFiles(dir string) (map[string][]byte, error) {
-	files := map[string][]byte{}
-	err := filepath.WalkDir(dir, func(path string, entry fs.DirEntry, err error) error {
-		if err != nil || entry.IsDir() || !strings.Contains(".crt .key .pem .conf", filepath.Ext(path)) {
+// fetchPatience bounds what one server's agent asks of another's.
+const fetchPatience = 5 * time.Second
+
+// keysAPI is about the node's keys and certificates. Each handler asks who
+// calls: a worker may command no other node, and only servers see keys.
+func (a *Agent) keysAPI(mux *http.ServeMux) {
+	mux.HandleFunc("POST "+keyring.RenewNowPath, func(w http.ResponseWriter, r *http.Request) {
+		if err := a.mayRotate(r); err != nil && a.commands(r) != nil {
+			refuse(w, err)
+			return
+		}
+		names, err := a.renewAll(r.Context())
+		if err != nil {
+			refuse(w, err)
+			return
+		}
+		answer(w, keyring.Renewed{Files: names})
+		a.follow(names)
+	})
+	mux.HandleFunc("POST "+keyring.RotationPath, func(w http.ResponseWriter, r *http.Request) {
+		var order keyring.Order
+		if err := readJSON(w, r, &order); err != nil {
+			refuse(w, &cluster.Problem{What: "the request is malformed", Err: err, Exit: cluster.ExitUsage})
+			return
+		}
+		if err := a.mayRotate(r); err != nil {
+			refuse(w, err)
+			return
+		}
+		if err := a.rotate(r.Context(), order); err != nil {
+			refuse(w, err)
+			return
+		}
+		answer(w, nothing{})
+		a.readAgain()
+	})
+	if a.server == nil {
+		return
+	}
+	mux.HandleFunc("POST "+keyring.BeginPath, serve(func(r *http.Request, _ nothing) (nothing, error) {
+		if err := a.mayRotate(r); err != nil {
+			return nothing{}, err
+		}
+		a.renewing.Lock()
+		defer a.renewing.Unlock()
+		return nothing{}, keyring.Begin(a.etc, time.Now())
+	}))
+	mux.HandleFunc("POST "+keyring.NextPath, serve(func(r *http.Request, _ nothing) (keyring.Next, error) {
+		if !a.fromServer(r) { // not an administrator either: the keys stay among servers
+			return keyring.Next{}, &cluster.Problem{What: "only servers are told the authorities' keys", Exit: cluster.ExitRefused}
+		}
+		return keyring.Successors(a.etc)
+	}))
+}
+
+// mayRotate is nil when the caller may command any node: an administrator, or a
+// server of the cluster.
+func (a *Agent) mayRotate(r *http.Request) error {
+	caller, group, _ := pki.Peer(r.TLS)
+	if group == pki.GroupAdmins || a.fromServer(r) {
+		return nil
+	}
+	return &cluster.Problem{
+		What: fmt.Sprintf("%s may not do that", caller), Why: "it takes an administrator, or a server of the cluster",
+		Do: "run the command on a server", Exit: cluster.ExitRefused,
+	}
+}
+
+// fromServer tells whether the caller is a server, by its certificate and by
+// the node's own cluster.yaml.
+func (a *Agent) fromServer(r *http.Request) bool {
+	caller, _, _ := pki.Peer(r.TLS)
+	n, ok := a.spec.Load().Node(pki.AgentNode(caller))
+	return ok && n.Role == cluster.RoleServer && pki.PeerIsServer(r.TLS)
+}
+
+// rotate writes the node's files of a phase. A worker's come from a server: what
+// that one trusts, and who signs there, is what the phase means.
+func (a *Agent) rotate(ctx context.Context, o keyring.Order) error {
+	if a.server == nil {
+		_, err := a.renewAll(ctx)
+		return err
+	}
+	a.renewing.Lock()
+	defer a.renewing.Unlock()
+	if o.Phase == keyring.PhaseTrust && !keyring.Has(a.etc, o) {
+		if err := a.fetchNext(ctx, o); err != nil {
 			return err
 		}
-		data, err := os.ReadFile(path)
-		files[strings.TrimPrefix(path, dir+"/")] = data
-		return err
-	})
-	if err != nil {
-		return nil, fmt.Errorf("cannot read the node's certificates: %w", err)
 	}
-	return files, nil
+	spec := a.spec.Load()
+	node, ok := spec.Node(a.machine.Node.Name)
+	if !ok {
+		return &cluster.Problem{What: a.machine.Node.Name + " is being removed", Exit: cluster.ExitRefused}
+	}
+	return keyring.Change(a.etc, spec, node, o.Phase)
+}
+
+// fetchNext takes the keys of the authorities to come from the server that has
+// them. What it says is held against the order.
+func (a *Agent) fetchNext(ctx context.Context, o keyring.Order) error {
+	limited, cancel := context.WithTimeout(ctx, fetchPatience)
+	defer cancel()
+	var next keyring.Next
+	if err := a.agents.Call(limited, o.From, keyring.NextPath, nothing{}, &next); err != nil {
+		return &cluster.Problem{
+			What: "the new authorities cannot be fetched from " + o.From, Err: err, Do: "kuorum certs rotate-ca    (again)", Exit: cluster.ExitNoQuorum,
+		}
+	}
+	return keyring.Store(a.etc, next, o)
 }

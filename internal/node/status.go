@@ -1,11 +1,8 @@
 package node
 
 import (
+	"cmp"
 	"context"
-	"io/fs"
-	"os"
-	"path/filepath"
-	"slices"
 	"strings"
 	"sync"
 	"time"
@@ -13,7 +10,7 @@ import (
 	"kuorum/internal/cluster"
 	"kuorum/internal/component"
 	"kuorum/internal/host"
-	"kuorum/internal/pki"
+	"kuorum/internal/keyring"
 	"kuorum/internal/supervise"
 )
 
@@ -32,7 +29,7 @@ func (a *Agent) Status(ctx context.Context) cluster.NodeStatus {
 	s := cluster.NodeStatus{
 		Name: a.machine.Node.Name, Role: a.machine.Node.Role, Version: a.options.Version,
 		Started: a.started.UTC(), Ready: true, Config: a.spec.Load().Digest(),
-		Disk: diskStatus(component.VarDir), Certificates: certificates(component.EtcDir),
+		Disk: diskStatus(component.VarDir), Certificates: keyring.Certificates(component.EtcDir),
 	}
 	if a.place.astray {
 		s.Ready, s.Lost, s.Addresses = false, a.machine.Node.Address, a.place.addresses
@@ -51,17 +48,28 @@ func (a *Agent) Status(ctx context.Context) cluster.NodeStatus {
 	}
 	all.Wait()
 	for _, c := range states {
-		s.Ready = s.Ready && c.Phase == supervise.PhaseReady
-		s.Components = append(s.Components, cluster.ComponentStatus{
-			Name: c.Name, Phase: string(c.Phase), PID: c.PID, Since: c.Since.UTC(),
-			Restarts: c.Restarts, LastExit: c.LastExit, Message: c.Message,
-		})
+		told := tell(c)
+		s.Ready = s.Ready && told.Phase == string(supervise.PhaseReady)
+		s.Components = append(s.Components, told)
 	}
 	if stale := a.stale.Load(); stale != nil {
 		s.Stale = *stale
 	}
 	s.Time = time.Now().UTC() // last: it is compared with when the answer came
 	return s
+}
+
+// tell says of a component that is to be replaced that it is not ready, though
+// it may do its work still: who waits for the node waits for what comes after.
+func tell(c supervise.State) cluster.ComponentStatus {
+	if c.Outdated && c.Phase == supervise.PhaseReady {
+		c.Phase = supervise.PhaseWaiting
+		c.Message = cmp.Or(c.Message, "is replaced when its turn comes")
+	}
+	return cluster.ComponentStatus{
+		Name: c.Name, Phase: string(c.Phase), PID: c.PID, Since: c.Since.UTC(),
+		Restarts: c.Restarts, LastExit: c.LastExit, Message: c.Message,
+	}
 }
 
 // leaders are upstream's elections as the API server has them in its cache,
@@ -94,40 +102,6 @@ func diskStatus(dir string) cluster.DiskStatus {
 		return cluster.DiskStatus{} // not known
 	}
 	return cluster.DiskStatus{FreeBytes: free, SizeBytes: size}
-}
-
-// certificates lists those below dir, inside kubeconfigs too, by path. One
-// that cannot be read is told by the component that uses it.
-func certificates(dir string) []cluster.CertificateStatus {
-	var list []cluster.CertificateStatus
-	_ = filepath.WalkDir(dir, func(path string, entry fs.DirEntry, err error) error {
-		read := validityReader(path)
-		if err != nil || entry.IsDir() || read == nil {
-			return nil //nolint:nilerr // the others can still be read
-		}
-		data, err := os.ReadFile(path)
-		if err != nil {
-			return nil //nolint:nilerr // as above
-		}
-		from, until, err := read(data)
-		name, relative := strings.CutPrefix(path, dir+"/")
-		if err == nil && relative {
-			list = append(list, cluster.CertificateStatus{File: name, From: from.UTC(), Until: until.UTC()})
-		}
-		return nil
-	})
-	slices.SortFunc(list, func(a, b cluster.CertificateStatus) int { return strings.Compare(a.File, b.File) })
-	return list
-}
-
-func validityReader(path string) func([]byte) (time.Time, time.Time, error) {
-	switch filepath.Ext(path) {
-	case ".crt", ".pem":
-		return pki.Validity
-	case ".conf":
-		return pki.KubeconfigValidity
-	}
-	return nil
 }
 
 // leaseObject is the part of a Lease (coordination.k8s.io/v1) that client-go's

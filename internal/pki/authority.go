@@ -49,6 +49,7 @@ type Authority struct {
 	cert *x509.Certificate
 	key  crypto.Signer
 	pair Pair
+	also []*x509.Certificate // trusted beside it, see Trusting
 }
 
 // Request says what certificate to issue.

@@ -16,13 +16,14 @@ const pinPrefix = "sha256:"
 // Pin is the short name of an authority by which a joining machine knows that
 // it talks to the right cluster: "sha256:" and the SHA-256, in hexadecimal, of
 // the SubjectPublicKeyInfo of the certificate, as kubeadm has it. It is no
-// secret, but whoever can change it on its way can pose as the cluster.
+// secret, but whoever can change it on its way can pose as the cluster. Of
+// several authorities it is the first: the one that signs.
 func Pin(caPEM []byte) (string, error) {
-	ca, err := parseRoot(caPEM)
+	bundle, err := parseBundle(caPEM)
 	if err != nil {
 		return "", fmt.Errorf("cannot pin authority: %w", err)
 	}
-	return pinOf(ca), nil
+	return pinOf(bundle[0]), nil
 }
 
 func pinOf(cert *x509.Certificate) string {

@@ -41,11 +41,11 @@ func TestPin(t *testing.T) {
 		t.Fatal(err)
 	}
 	for name, test := range map[string]struct{ data, want string }{
-		"nothing":     {"", "no PEM block"},
-		"key":         {string(s.Agents.pair.Key), "PRIVATE KEY"},
-		"leaf":        {string(leaf.Cert), "may not sign"},
-		"changed":     {string(renamedTo(t, s.Agents, "kuorum-hacker")), "damaged"},
-		"two of them": {string(s.Agents.pair.Cert) + string(s.Cluster.pair.Cert), "more than one"},
+		"nothing":   {"", "no PEM block"},
+		"key":       {string(s.Agents.pair.Key), "PRIVATE KEY"},
+		"leaf":      {string(leaf.Cert), "may not sign"},
+		"changed":   {string(renamedTo(t, s.Agents, "kuorum-hacker")), "damaged"},
+		"one twice": {string(s.Agents.pair.Cert) + string(s.Agents.pair.Cert), "twice"},
 	} {
 		if pin, err := Pin([]byte(test.data)); err == nil || !strings.Contains(err.Error(), test.want) {
 			t.Errorf("%s: %q and %v, want an error with %q", name, pin, err, test.want)

@@ -126,11 +126,11 @@ func kubeconfigTLS(data []byte, read func(name string) ([]byte, error)) (string,
 	if err := checkKubeconfig(cluster.Server, k.Clusters[0].Name, pair, ca); err != nil {
 		return "", nil, err
 	}
-	config, root, err := baseTLS(ca, pair)
+	config, trusted, err := baseTLS(ca, pair)
 	if err != nil {
 		return "", nil, err
 	}
-	config.RootCAs = poolOf(root)
+	config.RootCAs = poolOf(trusted...)
 	return cluster.Server, config, nil
 }
 
@@ -156,7 +156,7 @@ func checkKubeconfig(server, clusterName string, pair Pair, ca []byte) error {
 	if _, err := tls.X509KeyPair(pair.Cert, pair.Key); err != nil {
 		return fmt.Errorf("the client's certificate and key: %w", err)
 	}
-	if _, err := parseCertificate(ca); err != nil {
+	if _, err := parseBundle(ca); err != nil {
 		return fmt.Errorf("the authority: %w", err)
 	}
 	return nil

@@ -67,10 +67,11 @@ func (s *Set) makeItem(i item, context string, now time.Time) ([]File, error) {
 	if err != nil {
 		return nil, err
 	}
-	return i.files(context, pair, s.Cluster.pair.Cert)
+	return i.files(context, pair, s.Cluster.Bundle())
 }
 
-// Trust is the certificates of the authorities that nodes trust, as PEM. There
+// Trust is the certificates of the authorities that nodes trust, as PEM: of each
+// kind the one that signs, then others that are trusted as well. There
 // is nothing secret in it.
 type Trust struct {
 	// Cluster is that of the Kubernetes API, Agents that of the agents.
@@ -91,7 +92,7 @@ func trusted(role cluster.Role) []string {
 // Trust is what a joining machine needs of the set; the caller must not change
 // the bytes.
 func (s *Set) Trust() Trust {
-	return Trust{Cluster: s.Cluster.pair.Cert, Agents: s.Agents.pair.Cert, Etcd: s.Etcd.pair.Cert}
+	return Trust{Cluster: s.Cluster.Bundle(), Agents: s.Agents.Bundle(), Etcd: s.Etcd.Bundle()}
 }
 
 func (t Trust) files(role cluster.Role) []File {
@@ -152,7 +153,7 @@ func (s *Set) secrets() ([]File, error) {
 	if err != nil {
 		return nil, err
 	}
-	return append(files, newFile("encryption.yaml", data)), nil
+	return append(append(files, newFile("encryption.yaml", data)), s.signer()...), nil
 }
 
 // encryptionConfig is an apiserver.config.k8s.io/v1 EncryptionConfiguration. The

@@ -91,8 +91,7 @@ func checkAge(cert *x509.Certificate, authorityEnd, now time.Time) error {
 	}
 	end := cert.NotAfter
 	if end.Before(authorityEnd) {
-		begin := cert.NotBefore.Add(backdate)
-		end = begin.Add(cert.NotAfter.Sub(begin) / 3 * 2)
+		end = renewAt(cert.NotBefore, cert.NotAfter)
 	}
 	if now.Before(end) {
 		return nil
@@ -117,7 +116,7 @@ func (s *Set) readItem(i item, context string, have map[string][]byte) (Pair, er
 		return Pair{}, errors.New("the kubeconfig is not for one user")
 	}
 	pair := Pair{Cert: got.Users[0].User.Cert, Key: got.Users[0].User.Key}
-	if !reflect.DeepEqual(got, newKubeconfig(i.server, context, pair, s.Cluster.pair.Cert)) {
+	if !reflect.DeepEqual(got, newKubeconfig(i.server, context, pair, s.Cluster.Bundle())) {
 		return Pair{}, errors.New("the kubeconfig leads elsewhere")
 	}
 	return pair, nil

@@ -129,10 +129,12 @@ func (i item) join(certPEM []byte, key *ecdsa.PrivateKey, ca *x509.Certificate) 
 }
 
 // parse checks the certificates of the authorities that a role trusts, and
-// returns them as kuorum writes them and by file name.
+// returns them as kuorum writes them, and of each kind, by file name, the one that
+// signs.
 func (t Trust) parse(role cluster.Role) (Trust, map[string]*x509.Certificate, error) {
 	var clean Trust
-	found := map[string]*x509.Certificate{}
+	var seen []*x509.Certificate
+	signers := map[string]*x509.Certificate{}
 	for _, a := range []struct {
 		file, whose string
 		from        []byte
@@ -145,18 +147,19 @@ func (t Trust) parse(role cluster.Role) (Trust, map[string]*x509.Certificate, er
 		if !slices.Contains(trusted(role), a.file) {
 			continue
 		}
-		cert, err := parseRoot(a.from)
+		bundle, err := parseBundle(a.from)
 		if err != nil {
 			return Trust{}, nil, fmt.Errorf("%s: %w", a.whose, err)
 		}
-		for _, other := range found {
-			if samePublicKey(cert.PublicKey, other.PublicKey) {
+		for _, cert := range bundle {
+			if slices.ContainsFunc(seen, sameKeyAs(cert)) {
 				return Trust{}, nil, fmt.Errorf("%s and another have the same key", a.whose)
 			}
 		}
-		found[a.file], *a.into = cert, encode(blockCertificate, cert.Raw)
+		seen = append(seen, bundle...)
+		signers[a.file], *a.into = bundle[0], encodeAll(bundle)
 	}
-	return clean, found, nil
+	return clean, signers, nil
 }
 
 // SignRequests signs what a joining worker or etcd node asks for: exactly one request (PEM,

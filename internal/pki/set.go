@@ -8,6 +8,7 @@ import (
 	"errors"
 	"fmt"
 	"maps"
+	"slices"
 	"time"
 )
 
@@ -127,13 +128,13 @@ func NewSet(now time.Time) (*Set, error) {
 // must not change the bytes.
 func (s *Set) Files() map[string][]byte {
 	files := map[string][]byte{
-		fileCACert:         s.Cluster.pair.Cert,
+		fileCACert:         s.Cluster.Bundle(),
 		fileCAKey:          s.Cluster.pair.Key,
-		fileAgentCert:      s.Agents.pair.Cert,
+		fileAgentCert:      s.Agents.Bundle(),
 		fileAgentKey:       s.Agents.pair.Key,
-		fileEtcdCert:       s.Etcd.pair.Cert,
+		fileEtcdCert:       s.Etcd.Bundle(),
 		fileEtcdKey:        s.Etcd.pair.Key,
-		fileFrontProxyCert: s.FrontProxy.pair.Cert,
+		fileFrontProxyCert: s.FrontProxy.Bundle(),
 		fileFrontProxyKey:  s.FrontProxy.pair.Key,
 		fileSAPrivate:      s.ServiceAccount.Private,
 		fileSAPublic:       s.ServiceAccount.Public,
@@ -175,7 +176,7 @@ func parseSet(files map[string][]byte) (*Set, error) {
 		{fileEtcdCert, fileEtcdKey, &s.Etcd},
 		{fileFrontProxyCert, fileFrontProxyKey, &s.FrontProxy},
 	} {
-		parsed, err := ParseAuthority(files[a.cert], files[a.key])
+		parsed, err := ParseTrusted(files[a.cert], files[a.key])
 		if err != nil {
 			return nil, fmt.Errorf("%s: %w", a.cert, err)
 		}
@@ -197,11 +198,13 @@ func parseSet(files map[string][]byte) (*Set, error) {
 // agents.
 func (s *Set) checkApart() error {
 	all := []*Authority{s.Cluster, s.Agents, s.Etcd, s.FrontProxy}
-	for i, a := range all {
-		for _, b := range all[:i] {
-			if samePublicKey(a.cert.PublicKey, b.cert.PublicKey) {
-				return fmt.Errorf("authorities %q and %q have the same key", b.cert.Subject.CommonName, a.cert.Subject.CommonName)
+	var seen []*x509.Certificate
+	for _, a := range all {
+		for _, cert := range a.trusted() {
+			if i := slices.IndexFunc(seen, sameKeyAs(cert)); i >= 0 {
+				return fmt.Errorf("authorities %q and %q have the same key", seen[i].Subject.CommonName, cert.Subject.CommonName)
 			}
+			seen = append(seen, cert)
 		}
 	}
 	return nil

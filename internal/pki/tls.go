@@ -12,16 +12,19 @@ import (
 // ServerTLS is for an agent's own API. It takes clients with a certificate of
 // the agents' authority, caPEM, that are agents or admins, and clients without
 // any, because a machine that joins has none yet: ask Peer at each request who
-// calls. Every other certificate ends the handshake. The authority's own
-// certificate is sent along, for machines that know only its pin.
+// calls. Every other certificate ends the handshake. CaPEM may hold several
+// authorities, all of which are trusted; their own certificates are sent along,
+// for machines that know only a pin.
 func ServerTLS(caPEM []byte, pair Pair) (*tls.Config, error) {
-	config, ca, err := baseTLS(caPEM, pair)
+	config, trusted, err := baseTLS(caPEM, pair)
 	if err != nil {
 		return nil, fmt.Errorf("cannot set up TLS of an agent: %w", err)
 	}
-	config.Certificates[0].Certificate = append(config.Certificates[0].Certificate, ca.Raw)
+	for _, ca := range trusted {
+		config.Certificates[0].Certificate = append(config.Certificates[0].Certificate, ca.Raw)
+	}
 	config.ClientAuth = tls.VerifyClientCertIfGiven
-	config.ClientCAs = poolOf(ca)
+	config.ClientCAs = poolOf(trusted...)
 	config.VerifyConnection = func(state tls.ConnectionState) error {
 		if len(state.PeerCertificates) == 0 {
 			return nil
@@ -37,11 +40,11 @@ func ServerTLS(caPEM []byte, pair Pair) (*tls.Config, error) {
 // Empty means the address that is dialled, which http.Transport and tls.Dialer
 // fill in; tls.Client alone refuses an empty one.
 func ClientTLS(caPEM []byte, pair Pair, serverName string) (*tls.Config, error) {
-	config, ca, err := baseTLS(caPEM, pair)
+	config, trusted, err := baseTLS(caPEM, pair)
 	if err != nil {
 		return nil, fmt.Errorf("cannot set up TLS to an agent: %w", err)
 	}
-	config.RootCAs = poolOf(ca)
+	config.RootCAs = poolOf(trusted...)
 	config.VerifyConnection = verifyAgentPeer
 	config.ServerName = serverName
 	return config, nil
@@ -70,17 +73,17 @@ func NamedTLS(config *tls.Config, node string) *tls.Config {
 // the address that is dialled. Its authority signs nothing but etcd's own, so
 // that the chain alone is proof.
 func EtcdClientTLS(caPEM []byte, pair Pair) (*tls.Config, error) {
-	config, ca, err := baseTLS(caPEM, pair)
+	config, trusted, err := baseTLS(caPEM, pair)
 	if err != nil {
 		return nil, fmt.Errorf("cannot set up TLS to etcd: %w", err)
 	}
-	config.RootCAs = poolOf(ca)
+	config.RootCAs = poolOf(trusted...)
 	config.VerifyConnection = nil
 	return config, nil
 }
 
-func baseTLS(caPEM []byte, pair Pair) (*tls.Config, *x509.Certificate, error) {
-	ca, err := parseRoot(caPEM)
+func baseTLS(caPEM []byte, pair Pair) (*tls.Config, []*x509.Certificate, error) {
+	trusted, err := parseBundle(caPEM)
 	if err != nil {
 		return nil, nil, fmt.Errorf("the authority: %w", err)
 	}
@@ -88,12 +91,14 @@ func baseTLS(caPEM []byte, pair Pair) (*tls.Config, *x509.Certificate, error) {
 	if err != nil {
 		return nil, nil, fmt.Errorf("certificate and key: %w", err)
 	}
-	return &tls.Config{MinVersion: tls.VersionTLS12, Certificates: []tls.Certificate{cert}}, ca, nil
+	return &tls.Config{MinVersion: tls.VersionTLS12, Certificates: []tls.Certificate{cert}}, trusted, nil
 }
 
-func poolOf(ca *x509.Certificate) *x509.CertPool {
+func poolOf(roots ...*x509.Certificate) *x509.CertPool {
 	pool := x509.NewCertPool()
-	pool.AddCert(ca)
+	for _, ca := range roots {
+		pool.AddCert(ca)
+	}
 	return pool
 }
 

@@ -1,6 +1,10 @@
 package pki
 
 import (
+	"bytes"
+	"crypto/x509"
+	"encoding/hex"
+	"encoding/pem"
 	"errors"
 	"fmt"
 	"slices"
@@ -8,6 +12,67 @@ import (
 
 	"sigs.k8s.io/yaml"
 )
+
+// Certificate is what people, and those who decide, must know of one.
+type Certificate struct {
+	From, Until time.Time
+	// Renew is when a node makes it anew; zero for an authority.
+	Renew time.Time
+	// By is the name of the authority that signed it, Key names that
+	// authority's key: 40 hexadecimal digits. An authority has signed itself.
+	By, Key string
+}
+
+// Certificates reads a PEM file: the certificate at its beginning, or all of an
+// authority's file. Keys are passed over.
+func Certificates(data []byte) ([]Certificate, error) {
+	var list []Certificate
+	for rest := bytes.TrimSpace(data); len(rest) > 0; {
+		block, after := pem.Decode(rest)
+		if block == nil {
+			return nil, errors.New("cannot read certificate: there is no PEM block")
+		}
+		rest = after
+		if block.Type != blockCertificate {
+			if list == nil {
+				return nil, errors.New("it does not begin with a certificate")
+			}
+			continue // its key
+		}
+		cert, err := x509.ParseCertificate(block.Bytes)
+		if err != nil {
+			return nil, fmt.Errorf("cannot read certificate: %w", err)
+		}
+		list = append(list, certificateOf(cert))
+	}
+	if list == nil {
+		return nil, errors.New("it holds no certificate")
+	}
+	return list, nil
+}
+
+func certificateOf(cert *x509.Certificate) Certificate {
+	c := Certificate{From: cert.NotBefore, Until: cert.NotAfter, By: cert.Issuer.CommonName, Key: hex.EncodeToString(cert.AuthorityKeyId)}
+	if cert.IsCA {
+		c.Key = keyText(cert)
+		return c
+	}
+	c.Renew = renewAt(cert.NotBefore, cert.NotAfter)
+	return c
+}
+
+// KubeconfigCertificates is Certificates of the client certificate inside a
+// kubeconfig. One that refers to a file has none: see there.
+func KubeconfigCertificates(data []byte) ([]Certificate, error) {
+	var config kubeconfig
+	if err := yaml.Unmarshal(data, &config); err != nil {
+		return nil, fmt.Errorf("cannot read kubeconfig: %w", err)
+	}
+	if len(config.Users) == 0 || len(config.Users[0].User.Cert) == 0 {
+		return nil, errors.New("the kubeconfig holds no certificate")
+	}
+	return Certificates(config.Users[0].User.Cert)
+}
 
 // Validity is from when until when the certificate at the beginning of a PEM
 // file counts; its key may follow.
@@ -44,23 +109,16 @@ func MadeOutTo(data []byte, address string, also ...string) bool {
 	return named
 }
 
-// KubeconfigValidity is from when until when the client certificate inside a
-// kubeconfig counts. One that refers to a file has none: see there.
-func KubeconfigValidity(data []byte) (from, until time.Time, err error) {
-	var config kubeconfig
-	if err := yaml.Unmarshal(data, &config); err != nil {
-		return time.Time{}, time.Time{}, fmt.Errorf("cannot read kubeconfig: %w", err)
-	}
-	if len(config.Users) == 0 || len(config.Users[0].User.Cert) == 0 {
-		return time.Time{}, time.Time{}, errors.New("the kubeconfig holds no certificate")
-	}
-	return Validity(config.Users[0].User.Cert)
-}
-
 // Due tells whether a certificate that counts from from until until should be
 // renewed: two thirds of its life are over, as for Renew, or it does not count
 // yet.
 func Due(from, until, now time.Time) bool {
+	return now.Before(from) || !now.Before(renewAt(from, until))
+}
+
+// renewAt is when two thirds of a life are over, which counts from the first
+// use.
+func renewAt(from, until time.Time) time.Time {
 	begin := from.Add(backdate)
-	return now.Before(from) || !now.Before(begin.Add(until.Sub(begin)/3*2))
+	return begin.Add(until.Sub(begin) / 3 * 2)
 }

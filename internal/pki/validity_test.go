@@ -5,6 +5,8 @@ import (
 	"testing"
 	"time"
 
+	"github.com/google/go-cmp/cmp"
+
 	"kuorum/internal/cluster"
 )
 
@@ -24,37 +26,50 @@ func TestValidity(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	for name, read := range map[string]func() (time.Time, time.Time, error){
-		"certificate": func() (time.Time, time.Time, error) { return Validity(pair.Cert) },
-		"kubeconfig":  func() (time.Time, time.Time, error) { return KubeconfigValidity(config) },
+	for name, read := range map[string]func() ([]Certificate, error){
+		"certificate": func() ([]Certificate, error) { return Certificates(pair.Cert) },
+		"kubeconfig":  func() ([]Certificate, error) { return KubeconfigCertificates(config) },
 	} {
-		from, until, err := read()
-		if err != nil || from.After(now) || until.Sub(now) != personLife {
-			t.Errorf("%s: %v to %v, %v", name, from, until, err)
+		got, err := read()
+		want := []Certificate{{
+			From: now.Add(-backdate), Until: now.Add(personLife), Renew: now.Add(personLife / 3 * 2),
+			By: "kubernetes", Key: set.Signers()[fileCACert],
+		}}
+		if diff := cmp.Diff(want, got); err != nil || diff != "" {
+			t.Errorf("%s: %v (-want +got)\n%s", name, err, diff)
 		}
 	}
 	for path, f := range nodeFiles(t, set, "cp1", now) {
 		for _, cert := range certificates(t, f) {
-			read := Validity
+			read := Certificates
 			if path == "admin.conf" {
-				read = KubeconfigValidity
+				read = KubeconfigCertificates
 			}
-			from, until, err := read(f.Data)
-			if err != nil || !cert.IsCA && (!from.Equal(cert.NotBefore) || !until.Equal(cert.NotAfter)) {
+			got, err := read(f.Data)
+			if err != nil || !cert.IsCA && (len(got) != 1 || !got[0].From.Equal(cert.NotBefore) || !got[0].Until.Equal(cert.NotAfter)) {
+				t.Errorf("%s: %+v, %v", path, got, err)
+			}
+			if path == "admin.conf" {
+				continue
+			}
+			if from, until, err := Validity(f.Data); err != nil || !from.Equal(got[0].From) || !until.Equal(got[0].Until) {
 				t.Errorf("%s: %v to %v, %v", path, from, until, err)
 			}
 		}
 		if !refers(path) {
 			continue
 		}
-		if _, _, err := KubeconfigValidity(f.Data); err == nil || !strings.Contains(err.Error(), "the kubeconfig holds no certificate") {
+		if _, err := KubeconfigCertificates(f.Data); err == nil || !strings.Contains(err.Error(), "the kubeconfig holds no certificate") {
 			t.Errorf("%s, which refers to a certificate: %v", path, err)
 		}
 	}
 	backwards, torn := string(pair.Key)+string(pair.Cert), string(pair.Cert[:200])+string(pair.Key)
 	for _, bad := range []string{backwards, torn, "", "x", "users: []", "users: [{user: {client-certificate-data: eA==}}]", "a: [", cluster.APIVersion} {
-		if _, _, err := KubeconfigValidity([]byte(bad)); err == nil {
+		if _, err := KubeconfigCertificates([]byte(bad)); err == nil {
 			t.Errorf("%q has a validity", bad)
+		}
+		if _, err := Certificates([]byte(bad)); err == nil {
+			t.Errorf("%q has certificates", bad)
 		}
 		if _, _, err := Validity([]byte(bad)); err == nil {
 			t.Errorf("%q has a validity", bad)

@@ -77,7 +77,7 @@ func (s *Supervisor) ensure(ctx context.Context, u *unit) bool {
 // outdate marks what goes with an outdated unit as outdated as well.
 func (s *Supervisor) outdate(u *unit) {
 	for _, rider := range u.carries {
-		s.update(rider, func() { rider.outdated = rider.child != nil })
+		s.update(rider, func() { rider.state.Outdated = rider.child != nil })
 		s.outdate(rider)
 	}
 }
@@ -164,7 +164,7 @@ func (s *Supervisor) replace(ctx context.Context, u *unit, old *child) bool {
 
 // forget notes the end of a child; it is called under the lock.
 func (u *unit) forget(c *child) {
-	u.child, u.outdated = nil, false
+	u.child, u.state.Outdated = nil, false
 	u.state.PID, u.state.Adopted, u.state.LastExit = 0, false, c.ExitText()
 }
 

@@ -189,7 +189,7 @@ func (s *Supervisor) adopt(ctx context.Context, r record) error {
 	}
 	s.log.Info("component adopted", "component", r.Name, "pid", c.pid, "outdated", r.Digest != u.Digest)
 	s.update(u, func() {
-		u.child, u.outdated = c, r.Digest != u.Digest
+		u.child, u.state.Outdated = c, r.Digest != u.Digest
 		u.state.Phase, u.state.PID, u.state.Adopted = PhaseStarting, c.pid, true
 	})
 	return nil

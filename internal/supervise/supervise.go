@@ -90,8 +90,11 @@ type State struct {
 	Since    time.Time `json:"since"`         // start of the phase
 	Restarts int       `json:"restarts"`      // by this supervisor
 	Adopted  bool      `json:"adopted,omitempty"`
-	LastExit string    `json:"lastExit,omitempty"`
-	Message  string    `json:"message,omitempty"` // why it is not ready
+	// Outdated: what runs is what was, or goes with that, and is replaced when its
+	// turn comes.
+	Outdated bool   `json:"outdated,omitempty"`
+	LastExit string `json:"lastExit,omitempty"`
+	Message  string `json:"message,omitempty"` // why it is not ready
 }
 
 // Supervisor keeps the processes it was made with. Its methods may be called
@@ -116,9 +119,8 @@ type unit struct {
 	wasReady chan struct{} // closed when it was ready for the first time
 
 	// Guarded by Supervisor.mu.
-	state    State
-	child    *child // nil when nothing runs
-	outdated bool   // child has another digest than Process
+	state State
+	child *child // nil when nothing runs
 }
 
 // New makes a supervisor of processes that keeps its records in dir, which
@@ -244,5 +246,5 @@ func (s *Supervisor) unit(name string) *unit {
 func (s *Supervisor) running(u *unit) (c *child, outdated bool) {
 	s.mu.Lock()
 	defer s.mu.Unlock()
-	return u.child, u.outdated
+	return u.child, u.state.Outdated
 }
