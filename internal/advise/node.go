@@ -176,11 +176,16 @@ func certificatesOf(r cluster.NodeReport, list []cluster.CertificateStatus, do s
 		f.Code, f.Severity = codeCertificateExpiring, cluster.SeverityWarning
 		f.What = fmt.Sprintf("%s of %s will expire, first on %s", plural(len(soon), "certificate"), r.Name, earliest(soon))
 		f.Why = filesOf(soon)
+		if slices.ContainsFunc(soon, isAuthority) { // and all that it has signed ends with it
+			f.Do = "kuorum certs rotate-ca"
+		}
 	default:
 		return nil
 	}
 	return []cluster.Finding{f}
 }
+
+func isAuthority(c cluster.CertificateStatus) bool { return c.Renew.IsZero() && c.Key != "" }
 
 func earliest(list []cluster.CertificateStatus) string {
 	first := slices.MinFunc(list, func(a, b cluster.CertificateStatus) int { return a.Until.Compare(b.Until) })

@@ -89,6 +89,27 @@ func TestCertificatesAreNamedUpToThree(t *testing.T) {
 	}
 }
 
+// TestWhatRenewsACertificate: a node's certificates are renewed, an authority is
+// replaced.
+func TestWhatRenewsACertificate(t *testing.T) {
+	for _, test := range []struct {
+		name string
+		cert cluster.CertificateStatus
+		want string
+	}{
+		{"a node's", cluster.CertificateStatus{Renew: noon(), Key: "a"}, "kuorum certs renew cp1"},
+		{"an authority", cluster.CertificateStatus{Key: "a"}, "kuorum certs rotate-ca"},
+		{"as an older agent tells it", cluster.CertificateStatus{}, "kuorum certs renew cp1"},
+	} {
+		w := wellWorld(t, 3, 0)
+		test.cert.File, test.cert.From, test.cert.Until = "x", noon().Add(-360*day), noon().Add(5*day)
+		w.node("cp1").Certificates = append(w.node("cp1").Certificates, test.cert)
+		if got := w.review().Findings[0].Do; got != test.want {
+			t.Errorf("%s: %q, want %q", test.name, got, test.want)
+		}
+	}
+}
+
 func TestStatusOfAWholeCluster(t *testing.T) {
 	w := wellWorld(t, 3, 1)
 	newest := noon().Add(-time.Second)

@@ -64,7 +64,7 @@ func (a *app) command() *cobra.Command {
 	}
 	group(root, "lab", a.upCommand(), a.downCommand(), a.listCommand(), a.labCommand(), a.imageCommand())
 	group(root, "see", a.statusCommand(), a.doctorCommand(), a.logsCommand(), a.configCommand(), a.versionCommand())
-	group(root, "operate", a.tokenCommand(), a.joinCommand(), a.leaveCommand(), a.nodeCommand(), a.etcdCommand())
+	group(root, "operate", a.tokenCommand(), a.joinCommand(), a.leaveCommand(), a.nodeCommand(), a.certsCommand(), a.etcdCommand())
 	for _, tool := range lab.Tools() {
 		group(root, "tool", a.toolCommand(tool))
 	}

@@ -82,6 +82,7 @@ type fakeServers struct {
 	mu     sync.Mutex
 	asked  []string
 	tells  map[string]error // nil: it does what it is asked
+	answer any              // in place of its name
 }
 
 func newFakeServers(t *testing.T, live ...string) *fakeServers {
@@ -138,6 +139,10 @@ func (f *fakeServers) serve(t *testing.T, set *pki.Set, name string) {
 			refusal, code := agent.Refuse(err)
 			w.WriteHeader(code)
 			_ = json.NewEncoder(w).Encode(refusal) // the caller has gone
+			return
+		}
+		if f.answer != nil {
+			_ = json.NewEncoder(w).Encode(f.answer) // as above
 			return
 		}
 		_ = json.NewEncoder(w).Encode(name) // as above

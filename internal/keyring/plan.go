@@ -41,16 +41,15 @@ func (r Rotation) Next(nodes []cluster.Node) (Phase, []cluster.Node) {
 // Survey finds out how far a rotation is. Every node must have answered. It is a
 // *cluster.Problem when a node does not tell its certificates.
 func Survey(nodes []cluster.Node, reports []cluster.NodeReport) (Rotation, error) {
-	rings := map[string]ring{}
+	told := map[string][]cluster.CertificateStatus{}
 	for _, r := range reports {
 		if r.Status != nil {
-			rings[r.Name] = ringOf(r.Status.Certificates)
+			told[r.Name] = r.Status.Certificates
 		}
 	}
 	var list []ring
 	for _, n := range nodes {
-		g := rings[n.Name]
-		g.node, g.paths = n, pki.AuthorityPaths(n.Role)
+		g := ringOf(n, told[n.Name])
 		if !g.complete() {
 			return Rotation{}, &cluster.Problem{
 				What: n.Name + " does not tell which authorities it trusts",
@@ -81,18 +80,18 @@ type ring struct {
 	leaves  []string            // the keys that its own certificates were signed by
 }
 
-func ringOf(list []cluster.CertificateStatus) ring {
-	g := ring{trusted: map[string][]string{}, next: map[string]string{}}
-	all := pki.AuthorityPaths(cluster.RoleServer)
+func ringOf(n cluster.Node, list []cluster.CertificateStatus) ring {
+	g := ring{node: n, paths: pki.AuthorityPaths(n.Role), trusted: map[string][]string{}, next: map[string]string{}}
+	leaves := pki.LeafPaths(n.Role) // others are somebody else's, who put them there
 	for _, c := range list {
 		path, own := strings.CutPrefix(c.File, "pki/")
 		aside, next := strings.CutPrefix(c.File, nextDir+"/")
 		switch {
-		case own && slices.Contains(all, path):
+		case own && slices.Contains(g.paths, path):
 			g.trusted[path] = append(g.trusted[path], c.Key)
-		case next:
+		case next && slices.Contains(g.paths, aside):
 			g.next[aside] = c.Key
-		case !c.Renew.IsZero():
+		case slices.Contains(leaves, c.File):
 			g.leaves = append(g.leaves, c.Key)
 		}
 	}

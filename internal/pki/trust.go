@@ -146,6 +146,23 @@ func AuthorityPaths(role cluster.Role) []string {
 	return trusted(role)
 }
 
+// LeafPaths are the paths below /etc/kuorum of what a node of a role has signed
+// by the authorities. A server has those of an etcd member only where it has one.
+func LeafPaths(role cluster.Role) []string {
+	var paths []string
+	for _, i := range (&plan{role: role, member: role != cluster.RoleWorker}).items() {
+		switch {
+		case i.server == "":
+			paths = append(paths, i.path+".crt")
+		case i.whole():
+			paths = append(paths, i.path)
+		default:
+			paths = append(paths, i.pem())
+		}
+	}
+	return paths
+}
+
 // Signers names the keys of the authorities that sign, as Certificate.Key does,
 // by the paths of AuthorityPaths.
 func (s *Set) Signers() map[string]string {

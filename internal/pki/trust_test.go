@@ -11,6 +11,8 @@ import (
 	"time"
 
 	"github.com/google/go-cmp/cmp"
+
+	"kuorum/internal/cluster"
 )
 
 // phases are the sets of a rotation from old to fresh, in their order.
@@ -256,6 +258,23 @@ func TestSignerStandsAlone(t *testing.T) {
 		}
 		if worker := nodeFiles(t, test.set, "w1", testNow); worker["pki/"+fileSigner].Data != nil {
 			t.Errorf("%s: a worker has the signer", name)
+		}
+	}
+}
+
+// TestLeafPaths are all files of a node with a certificate that is no authority's.
+func TestLeafPaths(t *testing.T) {
+	s := newTestSet(t)
+	for name, role := range map[string]cluster.Role{"cp1": cluster.RoleServer, "w1": cluster.RoleWorker} {
+		var want []string
+		for path, f := range nodeFiles(t, s, name, testNow) {
+			if slices.ContainsFunc(certificates(t, f), func(cert *x509.Certificate) bool { return !cert.IsCA }) {
+				want = append(want, path)
+			}
+		}
+		slices.Sort(want)
+		if diff := cmp.Diff(want, slices.Sorted(slices.Values(LeafPaths(role)))); diff != "" {
+			t.Errorf("%s (-want +got):\n%s", name, diff)
 		}
 	}
 }

@@ -1,11 +1,13 @@
 package supervise
 
 import (
+	"context"
 	"errors"
 	"log/slog"
 	"os"
 	"os/exec"
 	"slices"
+	"sync/atomic"
 	"syscall"
 	"testing"
 
@@ -146,6 +148,46 @@ func TestDigestDecidesWhatIsAdopted(t *testing.T) {
 	lines := journalLines(st.journal)
 	if !slices.Contains(lines, "stop a") || !slices.Contains(lines, "stop c") || slices.Contains(lines, "stop b") {
 		t.Errorf("journal is %q", lines)
+	}
+	leave()
+	mustStop(t, s)
+}
+
+// TestOutdatedIsTold: what still waits to be replaced runs and is ready, and must
+// not be taken for what it is to become.
+func TestOutdatedIsTold(t *testing.T) {
+	st := newSite(t)
+	first, leave := running(t, st.dir, trio(st.journal))
+	waitReady(t, first)
+	old := pids(first)
+	leave()
+
+	var open atomic.Bool
+	processes := trio(st.journal)
+	processes[0].Ready = func(context.Context) error {
+		if open.Load() {
+			return nil
+		}
+		return errors.New("not yet")
+	}
+	processes[1].Digest = "new" // it waits for a
+	s, leave := running(t, st.dir, processes)
+	outdated := func() map[string]bool {
+		told := map[string]bool{}
+		for _, got := range s.Probe(t.Context()) {
+			told[got.Name] = got.Outdated
+		}
+		return told
+	}
+	eventually(t, "b waits", func() bool { return pids(s)["b"] == old["b"] && outdated()["b"] })
+	if told := outdated(); told["a"] || told["c"] {
+		t.Errorf("outdated are %v, want b only", told)
+	}
+	open.Store(true)
+	eventually(t, "b is replaced", func() bool { return !outdated()["b"] })
+	waitReady(t, s)
+	if now := pids(s); now["b"] == old["b"] || now["a"] != old["a"] {
+		t.Errorf("PIDs were %v and are %v", old, now)
 	}
 	leave()
 	mustStop(t, s)
