@@ -83,6 +83,8 @@ type fakeServers struct {
 	asked  []string
 	tells  map[string]error // nil: it does what it is asked
 	answer any              // in place of its name
+	// does answers instead, where it is not nil.
+	does func(name string, r *http.Request) (any, error)
 }
 
 func newFakeServers(t *testing.T, live ...string) *fakeServers {
@@ -131,11 +133,15 @@ func (f *fakeServers) serve(t *testing.T, set *pki.Set, name string) {
 			own.Key = file.Data
 		}
 	}
-	web := httptest.NewUnstartedServer(http.HandlerFunc(func(w http.ResponseWriter, _ *http.Request) {
+	web := httptest.NewUnstartedServer(http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
 		f.mu.Lock()
 		defer f.mu.Unlock()
 		f.asked = append(f.asked, name)
-		if err := f.tells[name]; err != nil {
+		answer, err := any(name), f.tells[name]
+		if err == nil && f.does != nil {
+			answer, err = f.does(name, r)
+		}
+		if err != nil {
 			refusal, code := agent.Refuse(err)
 			w.WriteHeader(code)
 			_ = json.NewEncoder(w).Encode(refusal) // the caller has gone
@@ -145,7 +151,7 @@ func (f *fakeServers) serve(t *testing.T, set *pki.Set, name string) {
 			_ = json.NewEncoder(w).Encode(f.answer) // as above
 			return
 		}
-		_ = json.NewEncoder(w).Encode(name) // as above
+		_ = json.NewEncoder(w).Encode(answer) // as above
 	}))
 	if err := web.Listener.Close(); err != nil {
 		t.Fatal(err)
