@@ -159,6 +159,7 @@ func (w *world) begin(t *testing.T, name string) map[string]string {
 }
 
 func TestRotation(t *testing.T) {
+	t.Parallel()
 	w := newWorld(t)
 	if r := w.survey(t); r.New != nil {
 		t.Fatalf("a fresh cluster is being rotated: %+v", r)
@@ -192,6 +193,7 @@ func TestRotation(t *testing.T) {
 
 // TestBeginTwice: new authorities that are there already are not made again.
 func TestBeginTwice(t *testing.T) {
+	t.Parallel()
 	w := newWorld(t)
 	w.begin(t, "cp1")
 	first := w.survey(t).New
@@ -214,6 +216,7 @@ func TestBeginTwice(t *testing.T) {
 // TestServerThatJoinsMeanwhile: it comes with what a server has, without the
 // authorities put aside, and catches up.
 func TestServerThatJoinsMeanwhile(t *testing.T) {
+	t.Parallel()
 	base := newWorld(t)
 	old := base.begin(t, "cp1")
 	for {
@@ -256,6 +259,7 @@ func cutAfter(n int) writeFunc {
 // the node has after its next start either all of them or none, and the rotation
 // goes on from there.
 func TestPowerCutAtEachFile(t *testing.T) {
+	t.Parallel()
 	w := newWorld(t)
 	old := w.begin(t, "cp1")
 	for _, phase := range Phases() {
@@ -344,6 +348,7 @@ func (w *world) cutInside(t *testing.T, phase Phase, cut int) bool {
 
 // TestAfterRefuses: a server goes through the phases in order.
 func TestAfterRefuses(t *testing.T) {
+	t.Parallel()
 	old, err := pki.NewSet(time.Now())
 	must(t, err)
 	next, err := old.Successor(time.Now())
@@ -387,6 +392,7 @@ func TestAfterRefuses(t *testing.T) {
 
 // TestStoreChecksWhatItGets: another server cannot hand on what was not ordered.
 func TestStoreChecksWhatItGets(t *testing.T) {
+	t.Parallel()
 	w, other := newWorld(t), newWorld(t)
 	w.begin(t, "cp1")
 	other.begin(t, "cp1")
@@ -419,6 +425,7 @@ func TestStoreChecksWhatItGets(t *testing.T) {
 }
 
 func TestSurveyNeedsEveryNode(t *testing.T) {
+	t.Parallel()
 	w := newWorld(t)
 	whole := func(name string) []cluster.CertificateStatus { return Certificates(w.dir(name)) }
 	without := func(list []cluster.CertificateStatus, file string) []cluster.CertificateStatus {
@@ -444,6 +451,7 @@ func TestSurveyNeedsEveryNode(t *testing.T) {
 
 // TestKeys reads back a server's secrets, and misses each of them.
 func TestKeys(t *testing.T) {
+	t.Parallel()
 	set, err := pki.NewSet(time.Now())
 	must(t, err)
 	dir := t.TempDir()
@@ -468,6 +476,7 @@ func TestKeys(t *testing.T) {
 // TestFinishTrustsNothing: what is pending may only go below the node's own
 // directory.
 func TestFinishTrustsNothing(t *testing.T) {
+	t.Parallel()
 	dir := t.TempDir()
 	must(t, Finish(dir)) // nothing is pending
 	must(t, Write(dir, nil))
@@ -481,6 +490,7 @@ func TestFinishTrustsNothing(t *testing.T) {
 
 // TestCertificates lists a node's, and the authorities of a bundle in order.
 func TestCertificates(t *testing.T) {
+	t.Parallel()
 	w := newWorld(t)
 	w.begin(t, "cp1")
 	must(t, host.WriteFile(w.dir("cp1")+"/pki/junk.crt", []byte("x"), 0o644))
