@@ -3,6 +3,7 @@ package cli
 import (
 	"context"
 	"errors"
+	"slices"
 	"strings"
 	"testing"
 	"time"
@@ -19,24 +20,34 @@ import (
 // well.
 func wellReports(t *testing.T, servers int) (*cluster.Spec, []cluster.NodeReport) {
 	t.Helper()
-	spec, err := cluster.New("demo", servers, 1)
+	return wellApart(t, 0, servers)
+}
+
+// wellApart has that many etcd nodes as well. The second member leads, if there
+// are etcd nodes, else the first.
+func wellApart(t *testing.T, etcdNodes, servers int) (*cluster.Spec, []cluster.NodeReport) {
+	t.Helper()
+	spec, err := cluster.NewApart("demo", etcdNodes, servers, 1)
 	if err != nil {
 		t.Fatal(err)
 	}
 	var members []cluster.EtcdMember
-	for _, n := range spec.Servers() {
-		members = append(members, cluster.EtcdMember{ID: "1" + n.Name[2:], Name: n.Name, PeerURLs: []string{"https://" + n.Address + ":2380"}})
+	for _, n := range spec.EtcdNodes() {
+		members = append(members, cluster.EtcdMember{ID: idOf(n), Name: n.Name, PeerURLs: []string{"https://" + n.Address + ":2380"}})
 	}
 	var reports []cluster.NodeReport
 	for _, n := range spec.Spec.Nodes {
 		status := &cluster.NodeStatus{Name: n.Name, Role: n.Role, Ready: true, Time: time.Now()}
-		if n.Role == cluster.RoleServer {
-			status.Etcd = &cluster.EtcdStatus{ID: "1" + n.Name[2:], Leader: "1" + spec.Servers()[0].Name[2:], Term: 2, Members: members}
+		if spec.HasMember(n) {
+			leader := members[min(etcdNodes, 2)/2]
+			status.Etcd = &cluster.EtcdStatus{ID: idOf(n), Leader: leader.ID, Term: 2, Members: members}
 		}
 		reports = append(reports, cluster.NodeReport{Name: n.Name, Role: n.Role, Address: n.Address, Status: status})
 	}
 	return spec, reports
 }
+
+func idOf(n cluster.Node) string { return "1" + n.Name[len(n.Name)-1:] }
 
 // certify gives nodes the certificates of a cluster.
 func certify(t *testing.T, spec *cluster.Spec, reports []cluster.NodeReport) {
@@ -173,27 +184,47 @@ func TestRotationIsGuarded(t *testing.T) {
 		servers int
 		change  func(spec *cluster.Spec, reports []cluster.NodeReport)
 		says    string // nothing: it goes on
+		etcd    int    // nodes of etcd's own
 	}{
-		{"well", 3, nil, ""},
-		{"one server", 1, nil, ""},
-		{"two servers", 2, nil, "etcd cannot spare cp1: 2 voters, quorum 2, may lose 0"},
-		{"a worker is silent", 3, func(_ *cluster.Spec, r []cluster.NodeReport) { r[3].Status, r[3].Error = nil, "it is off" }, "w1: it is off"},
-		{"a worker is not ready", 3, func(_ *cluster.Spec, r []cluster.NodeReport) { r[3].Status.Ready = false }, "w1 is not ready"},
-		{"a server is not ready", 3, func(_ *cluster.Spec, r []cluster.NodeReport) { r[1].Status.Ready = false }, "cp2 is not ready"},
-		{"a member is down", 3, func(_ *cluster.Spec, r []cluster.NodeReport) { r[2].Status.Etcd.Error = "down" }, "the etcd of cp3 takes no part"},
+		{"well", 3, nil, "", 0},
+		{"one server", 1, nil, "", 0},
+		{"two servers", 2, nil, "etcd cannot spare cp1: 2 voters, quorum 2, may lose 0", 0},
+		{"a worker is silent", 3, func(_ *cluster.Spec, r []cluster.NodeReport) { r[3].Status, r[3].Error = nil, "it is off" }, "w1: it is off", 0},
+		{"a worker is not ready", 3, func(_ *cluster.Spec, r []cluster.NodeReport) { r[3].Status.Ready = false }, "w1 is not ready", 0},
+		{"a server is not ready", 3, func(_ *cluster.Spec, r []cluster.NodeReport) { r[1].Status.Ready = false }, "cp2 is not ready", 0},
+		{"a member is down", 3, func(_ *cluster.Spec, r []cluster.NodeReport) { r[2].Status.Etcd.Error = "down" }, "the etcd of cp3 takes no part", 0},
 		{"no quorum", 3, func(_ *cluster.Spec, r []cluster.NodeReport) {
 			r[1].Status.Etcd.Error, r[2].Status.Etcd.Error = "down", "down"
-		}, "the etcd of cp2 takes no part"},
+		}, "the etcd of cp2 takes no part", 0},
 		{"a server joins", 3, func(_ *cluster.Spec, r []cluster.NodeReport) {
 			for _, report := range r[:3] {
 				report.Status.Etcd.Members[2].Learner = true
 			}
-		}, "3 servers have 2 votes in etcd"},
+		}, "3 servers have 2 votes in etcd", 0},
 		{"a node that nobody has asked", 3, func(spec *cluster.Spec, _ []cluster.NodeReport) {
 			spec.Spec.Nodes = append(spec.Spec.Nodes, cluster.Node{Name: "w2", Role: cluster.RoleWorker})
-		}, "w2 does not answer"},
+		}, "w2 does not answer", 0},
+		{"a node moves", 3, func(spec *cluster.Spec, _ []cluster.NodeReport) {
+			spec.Spec.Nodes[3].Moved = cluster.Move{Times: 1, From: []string{"198.18.0.9"}}
+		}, "w1 is moving to 198.18.0.101", 0},
+		{"a node has moved", 3, func(spec *cluster.Spec, _ []cluster.NodeReport) { spec.Spec.Nodes[3].Moved = cluster.Move{Times: 2} }, "", 0},
+		{"a restart is due", 3, func(_ *cluster.Spec, r []cluster.NodeReport) { r[1].Status.Stale = []string{"etcd"} }, "cp2 has yet to restart etcd", 0},
+		{"etcd nodes", 2, nil, "", 3},
+		{"one etcd node", 2, nil, "", 1},
+		{"two etcd nodes", 3, nil, "etcd cannot spare e1: 2 voters, quorum 2, may lose 0", 2},
+		{"an etcd node is silent", 2, func(spec *cluster.Spec, r []cluster.NodeReport) {
+			i := slices.IndexFunc(spec.Spec.Nodes, func(n cluster.Node) bool { return n.Name == "e3" })
+			r[i].Status, r[i].Error = nil, "it is off"
+		}, "the etcd of e3 takes no part", 3},
+		{"an etcd node joins", 2, func(_ *cluster.Spec, r []cluster.NodeReport) {
+			for _, n := range r {
+				if n.Status.Etcd != nil {
+					n.Status.Etcd.Members[2].Learner = true
+				}
+			}
+		}, "3 etcd nodes have 2 votes in etcd", 3},
 	} {
-		spec, reports := wellReports(t, test.servers)
+		spec, reports := wellApart(t, test.etcd, test.servers)
 		if test.change != nil {
 			test.change(spec, reports)
 		}
@@ -298,6 +329,35 @@ func TestRotationSteps(t *testing.T) {
 	reports[3].Status = nil
 	if _, err := c.steps(t.Context()); err == nil {
 		t.Error("steps of a cluster that is not well")
+	}
+}
+
+// TestRollingOrder: who signs comes before who asks, and the member that leads
+// after the others.
+func TestRollingOrder(t *testing.T) {
+	for _, test := range []struct {
+		etcd, servers int
+		want          []string
+	}{
+		{0, 3, []string{"cp2", "cp3", "cp1", "w1"}},
+		{3, 2, []string{"cp1", "cp2", "e1", "e3", "e2", "w1"}},
+		{1, 1, []string{"cp1", "e1", "w1"}},
+	} {
+		spec, reports := wellApart(t, test.etcd, test.servers)
+		certify(t, spec, reports)
+		c := rotationOf(t, spec, reports)
+		c.until = "trust"
+		steps, err := c.steps(t.Context())
+		if err != nil {
+			t.Fatal(err)
+		}
+		var want []string
+		for _, name := range test.want {
+			want = append(want, "trust: "+name+" trusts the new authorities too")
+		}
+		if diff := cmp.Diff(want, names(steps[2:len(steps)-1])); diff != "" {
+			t.Errorf("%d etcd nodes, %d servers (-want +got):\n%s", test.etcd, test.servers, diff)
+		}
 	}
 }
 

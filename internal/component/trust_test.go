@@ -26,20 +26,27 @@ func TestWhoRestartsForAnAuthority(t *testing.T) {
 		name, node    string
 		before, after map[string][]string
 		want          []string
+		etcd          int // nodes of etcd's own
 	}{
-		{"an agent that did not look yet", "cp1", nil, all("a"), nil},
-		{"after an upgrade", "w1", nil, all("a"), nil},
-		{"trust", "cp1", all("a"), all("a", "b"), append([]string{"etcd"}, server...)},
-		{"sign", "cp1", all("a", "b"), all("b", "a"), server},
-		{"forget", "cp1", all("b", "a"), all("b"), append([]string{"etcd"}, server...)},
-		{"trust, a worker", "w1", all("a"), all("a", "b"), clients},
-		{"sign, a worker", "w1", all("a", "b"), all("b", "a"), clients},
-		{"forget, a worker", "w1", all("b", "a"), all("b"), clients},
-		{"etcd's only", "cp1", all("a"), one("etcd/ca.crt", "a", "b"), []string{"etcd", "kube-apiserver"}},
-		{"the agents'", "cp1", all("a"), one("agent-ca.crt", "a", "b"), nil},
-		{"the front proxy's", "cp1", all("a"), one("front-proxy-ca.crt", "a", "b"), nil},
+		{"an agent that did not look yet", "cp1", nil, all("a"), nil, 0},
+		{"after an upgrade", "w1", nil, all("a"), nil, 0},
+		{"trust", "cp1", all("a"), all("a", "b"), append([]string{"etcd"}, server...), 0},
+		{"sign", "cp1", all("a", "b"), all("b", "a"), server, 0},
+		{"forget", "cp1", all("b", "a"), all("b"), append([]string{"etcd"}, server...), 0},
+		{"trust, a worker", "w1", all("a"), all("a", "b"), clients, 0},
+		{"sign, a worker", "w1", all("a", "b"), all("b", "a"), clients, 0},
+		{"forget, a worker", "w1", all("b", "a"), all("b"), clients, 0},
+		{"etcd's only", "cp1", all("a"), one("etcd/ca.crt", "a", "b"), []string{"etcd", "kube-apiserver"}, 0},
+		{"the agents'", "cp1", all("a"), one("agent-ca.crt", "a", "b"), nil, 0},
+		{"the front proxy's", "cp1", all("a"), one("front-proxy-ca.crt", "a", "b"), nil, 0},
+		{"trust, an etcd node", "e1", all("a"), all("a", "b"), []string{"etcd"}, 3},
+		{"sign, an etcd node", "e1", all("a", "b"), all("b", "a"), nil, 3},
+		{"forget, an etcd node", "e1", all("b", "a"), all("b"), []string{"etcd"}, 3},
+		{"trust, a server without a member", "cp1", all("a"), all("a", "b"), server, 3},
+		{"sign, a server without a member", "cp1", all("a", "b"), all("b", "a"), server, 3},
+		{"forget, a server without a member", "cp1", all("b", "a"), all("b"), server, 3},
 	} {
-		before, after := testMachine(t, test.node), testMachine(t, test.node)
+		before, after := machineOf(t, test.etcd, test.node), machineOf(t, test.etcd, test.node)
 		before.Trust, after.Trust = test.before, test.after
 		var got []string
 		for i, c := range For(before) {

@@ -27,7 +27,13 @@ type world struct {
 
 func newWorld(t *testing.T) *world {
 	t.Helper()
-	spec, err := cluster.New("demo", 2, 1)
+	return newWorldApart(t, 0)
+}
+
+// newWorldApart has that many etcd nodes as well.
+func newWorldApart(t *testing.T, etcdNodes int) *world {
+	t.Helper()
+	spec, err := cluster.NewApart("demo", etcdNodes, 2, 1)
 	must(t, err)
 	set, err := pki.NewSet(time.Now())
 	must(t, err)
@@ -90,7 +96,7 @@ func (w *world) server(n cluster.Node, o Order, from string) error {
 	return Change(dir, w.spec, n, o.Phase)
 }
 
-// worker are the files that a server gives a worker now.
+// worker are the files that a server gives a node that is none now.
 func (w *world) worker(t *testing.T, n cluster.Node, from string) []pki.File {
 	t.Helper()
 	set, err := Keys(w.dir(from))
@@ -189,6 +195,79 @@ func TestRotation(t *testing.T) {
 			t.Errorf("a worker has %s: %v", path, err)
 		}
 	}
+}
+
+// TestRotationWithEtcdNodes: a node that trusts other authorities than a worker,
+// and none of Kubernetes, takes part in each phase.
+func TestRotationWithEtcdNodes(t *testing.T) {
+	t.Parallel()
+	w := newWorldApart(t, 2)
+	old := w.begin(t, "cp2")
+	if r := w.survey(t); r.From != "cp2" {
+		t.Fatalf("a cluster that is being rotated: %+v", r)
+	}
+	left := map[Phase][]string{}
+	for range 20 {
+		phase, waiting := w.survey(t).Next(serversFirst(w.spec.Spec.Nodes))
+		if phase == "" {
+			break
+		}
+		w.move(t, phase, waiting[0])
+		left[phase] = append(left[phase], waiting[0].Name)
+		for _, path := range []string{"pki/ca.crt", "pki/etcd/ca.key", "next"} {
+			if _, err := os.Stat(filepath.Join(w.dir("e1"), path)); !errors.Is(err, fs.ErrNotExist) {
+				t.Errorf("an etcd node has %s: %v", path, err)
+			}
+		}
+	}
+	order := []string{"cp1", "cp2", "e1", "e2", "w1"}
+	if diff := cmp.Diff(map[Phase][]string{PhaseTrust: order, PhaseSign: order, PhaseForget: order}, left); diff != "" {
+		t.Errorf("steps (-want +got):\n%s", diff)
+	}
+	w.checkDone(t, old)
+	for _, name := range []string{"e1", "e2"} {
+		if got := slices.Sorted(maps.Keys(Trust(w.dir(name)))); !slices.Equal(got, []string{"agent-ca.crt", "etcd/ca.crt"}) {
+			t.Errorf("%s trusts %q", name, got)
+		}
+	}
+}
+
+// TestEtcdNodeLeftBehind: what an etcd node has decides, whatever the others
+// have.
+func TestEtcdNodeLeftBehind(t *testing.T) {
+	t.Parallel()
+	w := newWorldApart(t, 1)
+	w.begin(t, "cp1")
+	e1 := w.node("e1")
+	for _, phase := range Phases() {
+		for _, n := range serversFirst(w.spec.Spec.Nodes) {
+			if n.Name != e1.Name {
+				w.move(t, phase, n)
+			}
+		}
+		if next, waiting := w.survey(t).Next(w.spec.Spec.Nodes); next != phase || len(waiting) != 1 || waiting[0].Name != "e1" {
+			t.Errorf("after %s of all others %q is next, of %v", phase, next, waiting)
+		}
+		w.move(t, phase, e1)
+	}
+	if next, waiting := w.survey(t).Next(w.spec.Spec.Nodes); next != "" {
+		t.Errorf("%s is left, of %v", next, waiting)
+	}
+}
+
+// serversFirst puts those who sign before those who ask them.
+func serversFirst(nodes []cluster.Node) []cluster.Node {
+	sorted := slices.Clone(nodes)
+	slices.SortStableFunc(sorted, func(a, b cluster.Node) int {
+		if (a.Role == cluster.RoleServer) == (b.Role == cluster.RoleServer) {
+			return strings.Compare(a.Name, b.Name)
+		}
+		if a.Role == cluster.RoleServer {
+			return -1
+		}
+		return 1
+	})
+	return sorted
 }
 
 // TestBeginTwice: new authorities that are there already are not made again.

@@ -3,6 +3,7 @@ package node
 import (
 	"bytes"
 	"context"
+	"errors"
 	"fmt"
 	"net/http"
 	"slices"
@@ -94,8 +95,8 @@ func (a *Agent) replace(ctx context.Context, choose func(context.Context, map[st
 }
 
 // follow makes the node's programs know the authorities among the files that
-// were renewed: a node that is no server gets with its
-// certificates all that a server trusts.
+// were renewed: a node that is no server gets with its certificates all that a
+// server trusts.
 func (a *Agent) follow(names []string) {
 	if slices.ContainsFunc(names, func(name string) bool { return strings.HasSuffix(name, "ca.crt") }) {
 		a.readAgain()
@@ -158,8 +159,13 @@ func (a *Agent) renewOther(r *http.Request, in membership.Renewal) (membership.A
 	return members.Sign(spec, in)
 }
 
-// fetchPatience bounds what one server's agent asks of another's.
-const fetchPatience = 5 * time.Second
+const (
+	// fetchPatience bounds what one server's agent asks of another's.
+	fetchPatience = 5 * time.Second
+	// turnPatience is how long an order waits for another node's turn to end. Who
+	// gives it waits longer.
+	turnPatience = 20 * time.Second
+)
 
 // keysAPI is about the node's keys and certificates. Each handler asks who
 // calls: a worker may command no other node, and only servers see keys.
@@ -201,6 +207,9 @@ func (a *Agent) keysAPI(mux *http.ServeMux) {
 		if err := a.mayRotate(r); err != nil {
 			return nothing{}, err
 		}
+		if err := a.settled(); err != nil {
+			return nothing{}, err
+		}
 		a.renewing.Lock()
 		defer a.renewing.Unlock()
 		return nothing{}, keyring.Begin(a.etc, time.Now())
@@ -234,10 +243,77 @@ func (a *Agent) fromServer(r *http.Request) bool {
 	return ok && n.Role == cluster.RoleServer && pki.PeerIsServer(r.TLS)
 }
 
-// rotate writes the node's files of a phase. A worker's come from a server: what
-// that one trusts, and who signs there, is what the phase means.
+// settled refuses new authorities while nodes move: both would make the same
+// certificates anew, and restart what needs a quorum.
+func (a *Agent) settled() error {
+	moving := relocation.Moving(a.spec.Load())
+	if len(moving) == 0 {
+		return nil
+	}
+	return &cluster.Problem{
+		What: "the authorities are not replaced while nodes move", Why: moving[0].Name + " is moving to " + moving[0].Address,
+		Do: "kuorum status, and again when its move is complete", Exit: cluster.ExitRefused,
+	}
+}
+
+// rotate brings the node's files into a phase. Its programs follow in this
+// node's turn, which the next agent ends.
 func (a *Agent) rotate(ctx context.Context, o keyring.Order) error {
-	if a.server == nil {
+	if err := a.settled(); err != nil {
+		return err
+	}
+	if err := a.awaitTurn(ctx); err != nil {
+		return err
+	}
+	err := a.writePhase(ctx, o)
+	if client := a.ownEtcd(); err != nil && client != nil {
+		parting, cancel := context.WithTimeout(context.WithoutCancel(ctx), askPatience)
+		defer cancel()
+		err = errors.Join(err, membership.NewRegister(client).EndTurn(parting, a.machine.Node.Name))
+	}
+	return err
+}
+
+// awaitTurn takes the turn to replace components, so that no other node does so
+// for a changed cluster.yaml at the same time, and after this agent has served
+// what else changes the cluster. Without an answer of etcd it goes on: no other
+// node gets a turn then, and a rotation may be what mends etcd.
+func (a *Agent) awaitTurn(ctx context.Context) error {
+	client := a.ownEtcd()
+	if client == nil {
+		return nil // nothing of a worker's that others need
+	}
+	limited, cancel := context.WithTimeout(ctx, turnPatience)
+	defer cancel()
+	tick := time.NewTicker(turnEvery / 4)
+	defer tick.Stop()
+	for why := ""; ; {
+		if a.changes.Load() > 1 { // this order is one
+			why = "it serves a change of the cluster"
+		} else {
+			asking, done := context.WithTimeout(limited, askPatience)
+			mine, err := membership.NewRegister(client).TakeTurn(asking, a.machine.Node.Name)
+			done()
+			if mine || err != nil && why == "" {
+				return nil
+			}
+			why = "it is another node's turn to replace components"
+		}
+		select {
+		case <-limited.Done():
+			return &cluster.Problem{
+				What: a.machine.Node.Name + " cannot change its authorities now", Why: why, Do: "kuorum status, and again when all is well", Exit: cluster.ExitRefused,
+			}
+		case <-tick.C:
+		}
+	}
+}
+
+// writePhase writes the node's files of a phase. Those of a node that is no
+// server come from one: what that trusts, and who signs there, is what the phase
+// means.
+func (a *Agent) writePhase(ctx context.Context, o keyring.Order) error {
+	if !a.signs() {
 		_, err := a.renewAll(ctx)
 		return err
 	}

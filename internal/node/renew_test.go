@@ -27,10 +27,11 @@ import (
 	"kuorum/internal/keyring"
 	"kuorum/internal/membership"
 	"kuorum/internal/pki"
+	"kuorum/internal/supervise"
 )
 
-// village is agents of two servers and a worker on addresses of their own, with
-// their files in directories, and nothing that runs.
+// village is agents of two servers, a worker and maybe etcd nodes on addresses of
+// their own, with their files in directories, and nothing that runs.
 type village struct {
 	spec   *cluster.Spec
 	set    *pki.Set
@@ -39,7 +40,12 @@ type village struct {
 
 func newVillage(t *testing.T) *village {
 	t.Helper()
-	spec, err := cluster.New("demo", 2, 1)
+	return newVillageApart(t, 0)
+}
+
+func newVillageApart(t *testing.T, etcdNodes int) *village {
+	t.Helper()
+	spec, err := cluster.NewApart("demo", etcdNodes, 2, 1)
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -72,6 +78,9 @@ func (v *village) settle(t *testing.T, n cluster.Node) {
 	a.spec.Store(v.spec)
 	if n.Role == cluster.RoleServer {
 		a.server = &server{}
+	}
+	if n.Role == cluster.RoleEtcd {
+		a.member = &member{}
 	}
 	if err := keyring.Write(a.etc, files); err != nil {
 		t.Fatal(err)
@@ -211,15 +220,16 @@ func snapshot(t *testing.T, dir string) map[string]string {
 // by an administrator who never sees a key.
 func TestRotationOverTheAPI(t *testing.T) {
 	t.Parallel()
-	v := newVillage(t)
+	v := newVillageApart(t, 1)
 	old := v.set.Signers()
 	if err := v.post(t, "admin", "cp2", order{keyring.BeginPath, nothing{}, nil}); err != nil {
 		t.Fatal(err)
 	}
 	var steps []string
-	for range 12 {
+	nodes := slices.Concat(v.spec.Servers(), v.spec.EtcdNodes(), v.spec.Workers())
+	for range 15 {
 		r := v.survey(t)
-		phase, waiting := r.Next(v.spec.Spec.Nodes)
+		phase, waiting := r.Next(nodes)
 		if phase == "" {
 			break
 		}
@@ -235,7 +245,10 @@ func TestRotationOverTheAPI(t *testing.T) {
 		v.reread(t, waiting[0].Name)
 		steps = append(steps, string(phase)+" "+waiting[0].Name)
 	}
-	want := []string{"trust cp1", "trust cp2", "trust w1", "sign cp1", "sign cp2", "sign w1", "forget cp1", "forget cp2", "forget w1"}
+	want := []string{
+		"trust cp1", "trust cp2", "trust e1", "trust w1", "sign cp1", "sign cp2", "sign e1", "sign w1",
+		"forget cp1", "forget cp2", "forget e1", "forget w1",
+	}
 	if diff := cmp.Diff(want, steps); diff != "" {
 		t.Fatalf("steps (-want +got):\n%s", diff)
 	}
@@ -243,6 +256,9 @@ func TestRotationOverTheAPI(t *testing.T) {
 		if len(keys) != 1 || keys[0] == old[path] {
 			t.Errorf("%s has %q", path, keys)
 		}
+	}
+	if trust := keyring.Trust(v.agents["e1"].etc); len(trust) != 2 || len(trust["etcd/ca.crt"]) != 1 || trust["etcd/ca.crt"][0] == old["etcd/ca.crt"] {
+		t.Errorf("the etcd node trusts %q", trust)
 	}
 	if err := v.post(t, "admin", "cp1", order{keyring.BeginPath, nothing{}, nil}); err == nil {
 		t.Error("an administrator of the old authority is still let in")
@@ -359,5 +375,113 @@ func TestFetchNextFromNobody(t *testing.T) {
 	}
 	if data, err := json.Marshal(keyring.Order{}); err != nil || strings.Contains(string(data), "key") {
 		t.Errorf("an order has a place for keys: %s, %v", data, err)
+	}
+}
+
+// TestNoRotationWhileNodesMove: neither is one begun, nor does a node go into
+// another phase.
+func TestNoRotationWhileNodesMove(t *testing.T) {
+	t.Parallel()
+	v := newVillageApart(t, 1)
+	moving := *v.spec
+	moving.Spec.Nodes = slices.Clone(v.spec.Spec.Nodes)
+	w1 := slices.IndexFunc(moving.Spec.Nodes, func(n cluster.Node) bool { return n.Name == "w1" })
+	moving.Spec.Nodes[w1].Moved = cluster.Move{Times: 1, From: []string{"198.18.0.99"}}
+	for _, test := range []struct {
+		path, node string
+		in         any
+	}{
+		{keyring.RotationPath, "cp1", keyring.Order{Phase: keyring.PhaseForget}},
+		{keyring.BeginPath, "cp1", nothing{}},
+		{keyring.RotationPath, "e1", keyring.Order{Phase: keyring.PhaseTrust}},
+	} {
+		a := v.agents[test.node]
+		a.spec.Store(&moving)
+		before := snapshot(t, a.etc)
+		if err := v.post(t, "admin", test.node, order{test.path, test.in, nil}); !isRefused(err) || !strings.Contains(err.Error(), "move") {
+			t.Errorf("POST %s to %s while w1 moves: %v", test.path, test.node, err)
+		}
+		if diff := cmp.Diff(before, snapshot(t, a.etc)); diff != "" {
+			t.Errorf("a refused POST of %s to %s changes files", test.path, test.node)
+		}
+		a.spec.Store(v.spec)
+		if err := v.post(t, "admin", test.node, order{test.path, test.in, nil}); err != nil {
+			t.Errorf("POST %s to %s while nobody moves: %v", test.path, test.node, err)
+		}
+	}
+}
+
+// TestRotationTakesATurn: no other node replaces components meanwhile, nor does
+// this one while another does or while it serves somebody; a phase that fails leaves no turn behind.
+func TestRotationTakesATurn(t *testing.T) {
+	t.Parallel()
+	r := newRoutes(t)
+	register := r.agent.server.members.Register
+	mine := func(name string) bool {
+		t.Helper()
+		got, err := register.TakeTurn(t.Context(), name)
+		if err != nil {
+			t.Fatal(err)
+		}
+		return got
+	}
+	end := func(name string) {
+		t.Helper()
+		if err := register.EndTurn(t.Context(), name); err != nil {
+			t.Fatal(err)
+		}
+	}
+	if !mine("cp2") {
+		t.Fatal("nobody has the turn, and cp2 does not get it")
+	}
+	before := snapshot(t, r.agent.etc)
+	limited, cancel := context.WithTimeout(t.Context(), time.Second)
+	defer cancel()
+	forget := keyring.Order{Phase: keyring.PhaseForget}
+	if err := r.agent.rotate(limited, forget); !isRefused(err) {
+		t.Errorf("in another node's turn: %v", err)
+	}
+	if diff := cmp.Diff(before, snapshot(t, r.agent.etc)); diff != "" {
+		t.Error("in another node's turn files have changed")
+	}
+	end("cp2")
+	r.agent.changes.Store(2) // as the order comes, a node is being removed
+	serving, done := context.WithTimeout(t.Context(), time.Second)
+	defer done()
+	if err := r.agent.rotate(serving, forget); !isRefused(err) {
+		t.Errorf("while it serves a removal: %v", err)
+	}
+	r.agent.changes.Store(1)
+	if err := r.agent.rotate(t.Context(), keyring.Order{Phase: "none"}); err == nil {
+		t.Error("a phase that is none")
+	}
+	if !mine("cp2") {
+		t.Error("a phase that failed keeps the turn")
+	}
+	end("cp2")
+	if err := r.agent.rotate(t.Context(), forget); err != nil {
+		t.Fatal(err)
+	}
+	if mine("cp2") {
+		t.Error("another node gets the turn while this one's programs follow")
+	}
+}
+
+// TestOutdatedIsNotReady: an old program that is about to be replaced does its
+// work still, and is not what somebody waits for.
+func TestOutdatedIsNotReady(t *testing.T) {
+	t.Parallel()
+	for _, test := range []struct {
+		state          supervise.State
+		phase, message string
+	}{
+		{supervise.State{Phase: supervise.PhaseReady}, "ready", ""},
+		{supervise.State{Phase: supervise.PhaseReady, Outdated: true}, "waiting", "is replaced when its turn comes"},
+		{supervise.State{Phase: supervise.PhaseReady, Outdated: true, Message: "waits for etcd"}, "waiting", "waits for etcd"},
+		{supervise.State{Phase: supervise.PhaseStopping, Outdated: true, Message: "ends"}, "stopping", "ends"},
+	} {
+		if got := tell(test.state); got.Phase != test.phase || got.Message != test.message {
+			t.Errorf("%+v is told as %+v", test.state, got)
+		}
 	}
 }

@@ -277,6 +277,16 @@ func TestLeafPaths(t *testing.T) {
 			t.Errorf("%s (-want +got):\n%s", name, diff)
 		}
 	}
+	var want []string
+	for path, f := range apartFiles(t, s, "e1") {
+		if slices.ContainsFunc(certificates(t, f), func(cert *x509.Certificate) bool { return !cert.IsCA }) {
+			want = append(want, path)
+		}
+	}
+	slices.Sort(want)
+	if diff := cmp.Diff(want, slices.Sorted(slices.Values(LeafPaths(cluster.RoleEtcd)))); diff != "" {
+		t.Errorf("e1 (-want +got):\n%s", diff)
+	}
 }
 
 func TestParseBundleRefuses(t *testing.T) {
@@ -333,5 +343,55 @@ func TestWorkerInARotation(t *testing.T) {
 	j := newJoining(t)
 	if _, err := j.keys.Files(testSpec(), j.node, j.sign(t, old), sign.Trust()); err == nil {
 		t.Error("certificates of an authority that signs no more are taken")
+	}
+}
+
+// TestEtcdNodeInARotation: as a worker, with etcd's authority in place of the
+// cluster's; one of etcd's that signs no more is not taken.
+func TestEtcdNodeInARotation(t *testing.T) {
+	old, spec := newTestSet(t), apartSpec()
+	trust, sign, forget := phases(t, old)
+	node, _ := spec.Node("e1")
+	files := func(set *Set, by Trust) (map[string][]byte, error) {
+		keys, err := NewNodeKeys(node.Role)
+		if err != nil {
+			t.Fatal(err)
+		}
+		requests, err := keys.Requests()
+		if err != nil {
+			t.Fatal(err)
+		}
+		certs, err := set.SignRequests(spec, node, requests, testNow)
+		if err != nil {
+			t.Fatal(err)
+		}
+		made, err := keys.Files(spec, node, certs, by)
+		byPath := map[string][]byte{}
+		for _, f := range made {
+			byPath[f.Path] = f.Data
+		}
+		return byPath, err
+	}
+	for name, set := range map[string]*Set{"trust": trust, "sign": sign, "forget": forget} {
+		got, err := files(set, set.Trust())
+		if err != nil {
+			t.Fatalf("%s: %v", name, err)
+		}
+		if diff := cmp.Diff(etcdPaths, slices.Sorted(maps.Keys(got))); diff != "" {
+			t.Errorf("%s: files (-want +got):\n%s", name, diff)
+		}
+		if !bytes.Equal(got["pki/etcd/ca.crt"], set.Etcd.Bundle()) || !bytes.Equal(got["pki/agent-ca.crt"], set.Agents.Bundle()) {
+			t.Errorf("%s: the etcd node trusts others", name)
+		}
+	}
+	mixed := sign.Trust()
+	mixed.Etcd = trust.Trust().Etcd // the old one signs
+	if _, err := files(sign, mixed); err == nil {
+		t.Error("certificates of an authority that does not sign are taken")
+	}
+	shared := sign.Trust()
+	shared.Etcd = slices.Concat(shared.Etcd, old.Agents.Bundle())
+	if _, err := files(sign, shared); err == nil {
+		t.Error("etcd trusts an authority of the agents")
 	}
 }

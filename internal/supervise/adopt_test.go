@@ -171,6 +171,7 @@ func TestOutdatedIsTold(t *testing.T) {
 		return errors.New("not yet")
 	}
 	processes[1].Digest = "new" // it waits for a
+	processes[2].After, processes[2].With = []string{"b"}, []string{"b"}
 	s, leave := running(t, st.dir, processes)
 	outdated := func() map[string]bool {
 		told := map[string]bool{}
@@ -179,14 +180,17 @@ func TestOutdatedIsTold(t *testing.T) {
 		}
 		return told
 	}
-	eventually(t, "b waits", func() bool { return pids(s)["b"] == old["b"] && outdated()["b"] })
-	if told := outdated(); told["a"] || told["c"] {
-		t.Errorf("outdated are %v, want b only", told)
+	eventually(t, "b waits, and c, which goes with it", func() bool {
+		told := outdated()
+		return pids(s)["b"] == old["b"] && told["b"] && told["c"]
+	})
+	if told := outdated(); told["a"] {
+		t.Errorf("outdated are %v, want b and c only", told)
 	}
 	open.Store(true)
-	eventually(t, "b is replaced", func() bool { return !outdated()["b"] })
+	eventually(t, "both are replaced", func() bool { told := outdated(); return !told["b"] && !told["c"] })
 	waitReady(t, s)
-	if now := pids(s); now["b"] == old["b"] || now["a"] != old["a"] {
+	if now := pids(s); now["b"] == old["b"] || now["c"] == old["c"] || now["a"] != old["a"] {
 		t.Errorf("PIDs were %v and are %v", old, now)
 	}
 	leave()

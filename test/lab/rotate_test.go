@@ -42,9 +42,15 @@ func (l *lab) signers(t *testing.T) []string {
 // authorities are the keys that each node trusts as its cluster's authority.
 func (l *lab) authorities(t *testing.T) map[string][]string {
 	t.Helper()
+	return l.trusted(t, "pki/ca.crt")
+}
+
+// trusted are the keys that each node has in an authority's file.
+func (l *lab) trusted(t *testing.T, file string) map[string][]string {
+	t.Helper()
 	trusted := map[string][]string{}
 	for _, c := range l.certificates(t) {
-		if c.File == "pki/ca.crt" {
+		if c.File == file {
 			trusted[c.Node] = append(trusted[c.Node], c.Key)
 		}
 	}
@@ -114,6 +120,75 @@ func TestRotateAuthorities(t *testing.T) {
 	l.awaitReady(t)
 	if s := l.status(t); s.Quorum.Voters != 4 || len(s.causes()) > 0 {
 		t.Errorf("after all that: %+v, %q", s.Quorum, s.causes())
+	}
+}
+
+// TestRotateWithEtcdNodes replaces all authorities where etcd has machines of its
+// own, under writes: etcd nodes go through all phases, their etcd starts anew for
+// another bundle only, and two servers do.
+func TestRotateWithEtcdNodes(t *testing.T) {
+	restShared(t)
+	l := ownLab(t, "rotate-etcd", "--etcd", "3", "--servers", "2", "--no-switch")
+	l.awaitReady(t)
+	l.kubectl(t, "create", "deployment", "calm", "--image=registry.k8s.io/pause:3.10.2", "--replicas=3")
+	l.kubectl(t, "rollout", "status", "deployment/calm", "--timeout=60s")
+	pods := l.pods(t)
+	before := l.signers(t)
+	oldConfig := l.keep(t, "admin.conf")
+	oldToken := l.token(t, "worker")
+	members := []string{"e1", "e2", "e3"}
+	for _, phase := range []struct {
+		name           string
+		bundle         int // authorities that a node trusts then
+		etcdStartsAnew bool
+	}{{"trust", 2, true}, {"sign", 2, false}, {"forget", 1, true}} {
+		was := map[string]int{}
+		for _, name := range members {
+			was[name] = l.machine(t, name).pids()["etcd"]
+		}
+		_, end := l.underWrites(t, phase.name)
+		l.run(t, "certs", "rotate-ca", "--until", phase.name)
+		end()
+		for _, file := range []string{"pki/etcd/ca.crt", "pki/agent-ca.crt"} {
+			trusted := l.trusted(t, file)
+			if len(trusted) != 5 {
+				t.Errorf("after %s %d nodes have %s", phase.name, len(trusted), file)
+			}
+			for node, keys := range trusted {
+				if len(keys) != phase.bundle {
+					t.Errorf("after %s %s trusts %q in %s", phase.name, node, keys, file)
+				}
+			}
+		}
+		if nodes := l.authorities(t); len(nodes) != 2 {
+			t.Errorf("after %s the cluster's authority is on %v", phase.name, nodes)
+		}
+		for _, name := range members {
+			if now := l.machine(t, name).pids()["etcd"]; now == 0 || (now != was[name]) != phase.etcdStartsAnew {
+				t.Errorf("in %s the etcd of %s was %d and is %d", phase.name, name, was[name], now)
+			}
+		}
+		l.awaitVoters(t, members...)
+		if causes := l.status(t).causes(); len(causes) > 0 {
+			t.Errorf("after %s: %q", phase.name, causes)
+		}
+	}
+	for _, key := range l.signers(t) {
+		if slices.Contains(before, key) {
+			t.Errorf("the old authority %s still signs", key)
+		}
+	}
+	if after := l.pods(t); after != pods {
+		t.Errorf("pods were\n%s\nand are\n%s", pods, after)
+	}
+	l.oldIsOver(t, oldConfig, oldToken)
+	l.run(t, "lab", "remove", "e3")
+	l.run(t, "lab", "add", "--role", "etcd") // takes the free name
+	l.awaitVoters(t, members...)
+	l.run(t, "lab", "add")
+	l.awaitReady(t)
+	if causes := l.status(t).causes(); len(causes) > 0 {
+		t.Errorf("after all that: %q", causes)
 	}
 }
 
