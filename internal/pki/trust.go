@@ -106,7 +106,8 @@ func (s *Set) Successor(now time.Time) (*Set, error) {
 	if err != nil {
 		return nil, err
 	}
-	fresh.ServiceAccount, fresh.EncryptionKey, fresh.LeafLife = s.ServiceAccount, s.EncryptionKey, s.LeafLife
+	fresh.ServiceAccount, fresh.EncryptionKey = s.ServiceAccount, s.EncryptionKey
+	fresh.External, fresh.LeafLife = s.External, s.LeafLife
 	return fresh, nil
 }
 
