@@ -19,7 +19,9 @@ func Turn(spec *cluster.Spec, reports []cluster.NodeReport, name string) (waitsF
 		return name + " has nothing to replace"
 	}
 	for _, r := range v.answering() {
-		if r.Name != name && len(r.Status.Stale) == 0 && !r.Status.Ready {
+		n, _ := spec.Node(r.Name)
+		takesTurns := n.Role == cluster.RoleServer || spec.HasMember(n)
+		if r.Name != name && takesTurns && len(r.Status.Stale) == 0 && !r.Status.Ready {
 			return r.Name + " is not ready"
 		}
 	}
@@ -35,9 +37,12 @@ func Turn(spec *cluster.Spec, reports []cluster.NodeReport, name string) (waitsF
 	return ""
 }
 
-// APIReady tells whether the API server of the node of that name is ready.
-func APIReady(reports []cluster.NodeReport, name string) bool {
-	return slices.ContainsFunc(reports, func(r cluster.NodeReport) bool {
+// NothingToLose tells whether the node of that name may replace what is stale
+// also when etcd cannot be asked whose turn it is: a server without a member
+// whose API server does not work. It may know none of the members that are left.
+func NothingToLose(spec *cluster.Spec, reports []cluster.NodeReport, name string) bool {
+	n, ok := spec.Node(name)
+	return ok && n.Role == cluster.RoleServer && !spec.HasMember(n) && !slices.ContainsFunc(reports, func(r cluster.NodeReport) bool {
 		return r.Name == name && answered(r) && componentOf(*r.Status, apiserver).Phase == phaseReady
 	})
 }

@@ -173,7 +173,7 @@ func (w *etcdTimers) awaitTimers(ctx context.Context, m advise.Member, heartbeat
 		if s := status.Etcd; s != nil && time.Duration(s.Heartbeat) == heartbeat && time.Duration(s.ElectionTimeout) == election {
 			return unreadyText(*status), nil
 		}
-		return advise.Turn(w.target.spec, reports, node.Name), nil
+		return cmp.Or(advise.Turn(w.target.spec, reports, node.Name), node.Name+" is about to start it again"), nil
 	})
 }
 

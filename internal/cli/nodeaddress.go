@@ -109,7 +109,7 @@ func (m *moves) check(ctx context.Context) error {
 	members := 0
 	for _, n := range m.order() {
 		address, err := m.ask(ctx, n, m.ways(n), true)
-		if p, refused := errors.AsType[*cluster.Problem](err); refused {
+		if p, refused := errors.AsType[*cluster.Problem](err); refused && m.addresses[n.Name] != "" {
 			return p
 		}
 		if err == nil {

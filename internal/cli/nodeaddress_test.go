@@ -157,8 +157,14 @@ func TestMoveChecksAllFirst(t *testing.T) {
 		{
 			"it refuses", one,
 			map[string]string{"cp1": "198.18.0.11", "cp2": "198.18.0.62", "cp3": "198.18.0.13"},
-			map[string]error{"cp3?": &cluster.Problem{What: "no", Exit: cluster.ExitRefused}},
-			cluster.ExitRefused, "cp3: no", "",
+			map[string]error{"cp2?": &cluster.Problem{What: "no", Exit: cluster.ExitRefused}},
+			cluster.ExitRefused, "cp2: no", "",
+		},
+		{
+			"one that still joins refuses", one,
+			map[string]string{"cp1": "198.18.0.11", "cp2": "198.18.0.62", "cp3": "198.18.0.13", "w1": "198.18.0.101"},
+			map[string]error{"w1?": &cluster.Problem{What: "no", Exit: cluster.ExitRefused}},
+			0, "", "cp2 cp1 cp3",
 		},
 	} {
 		t.Run(test.name, func(t *testing.T) {

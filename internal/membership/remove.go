@@ -47,7 +47,7 @@ func (s *Service) Remove(ctx context.Context, r Removal) (Removed, error) {
 	if r.Dry {
 		return sums, nil
 	}
-	if sums.Behind != "" {
+	if sums.Behind != "" && !r.Force {
 		return sums, notYet(node, sums.Behind)
 	}
 	parts := node.Role == cluster.RoleServer && s.Agents.Report(ctx, node).Error == ""

@@ -236,6 +236,7 @@ func (s *Service) enter(ctx context.Context, a attempt) (*cluster.Spec, error) {
 		node := a.node()
 		if replaced != nil {
 			node.Labels = replaced.Labels
+			node.Moved.Times = replaced.Moved.Times + 1 // younger than what others may know of the old one
 		}
 		next, err := spec.With(node)
 		if err != nil {

@@ -77,10 +77,12 @@ func NewAgent(options Options, disk membership.Disk, doors *doors) (*Agent, erro
 	if err := keyring.Finish(component.EtcDir); err != nil {
 		return nil, err
 	}
-	machine, err := newMachine(options, disk)
+	latest, err := newMachine(options, disk)
 	if err != nil {
 		return nil, err
 	}
+	machine := latest
+	machine.Spec = startedBy(startedFile, disk, latest.Node)
 	if err := prepare(machine); err != nil {
 		return nil, fmt.Errorf("cannot prepare node %s: %w", machine.Node.Name, err)
 	}
@@ -93,8 +95,8 @@ func NewAgent(options Options, disk membership.Disk, doors *doors) (*Agent, erro
 	if err != nil {
 		return nil, err
 	}
-	a.place = findPlace(machine.Spec, machine.Node.Address, have)
-	a.spec.Store(machine.Spec)
+	a.place = findPlace(disk.Spec, machine.Node.Address, have)
+	a.spec.Store(disk.Spec)
 	if !disk.Joining {
 		close(a.complete)
 	}
@@ -102,6 +104,14 @@ func NewAgent(options Options, disk membership.Disk, doors *doors) (*Agent, erro
 		if err := writeFiles(c); err != nil {
 			return nil, fmt.Errorf("cannot configure %s: %w", c.Name, err)
 		}
+	}
+	stale, err := a.writeChanged(latest)
+	if err != nil {
+		return nil, fmt.Errorf("cannot configure node %s: %w", machine.Node.Name, err)
+	}
+	a.stale.Store(&stale)
+	if err := startBy(startedFile, machine.Spec); err != nil {
+		return nil, err
 	}
 	if a.agents, err = membership.NodeClient(component.EtcDir); err != nil {
 		return nil, err
@@ -134,6 +144,36 @@ func newMachine(options Options, disk membership.Disk) (component.Machine, error
 	}, nil
 }
 
+// startedFile holds the cluster.yaml by which the components of this machine
+// were started, until it is switched off. The node's own is the newest: an agent
+// that starts again must not replace what that outdates out of turn.
+const startedFile = component.RunDir + "/cluster.yaml"
+
+func startBy(file string, spec *cluster.Spec) error {
+	text, err := spec.YAML()
+	if err != nil {
+		return err
+	}
+	return host.WriteFile(file, text, 0o600)
+}
+
+// startedBy is what startBy noted; what is on the disk where nothing of this
+// very node runs.
+func startedBy(file string, disk membership.Disk, node cluster.Node) *cluster.Spec {
+	text, err := os.ReadFile(file)
+	if err != nil || disk.Joining {
+		return disk.Spec
+	}
+	spec, err := cluster.Parse(file, text)
+	if err != nil {
+		return disk.Spec // another version of kuorum wrote it
+	}
+	if own, ok := spec.Node(node.Name); !ok || own.Role != node.Role || own.Address != node.Address {
+		return disk.Spec
+	}
+	return spec
+}
+
 // connect prepares to ask what runs on this node: its etcd member, its API
 // server.
 func (a *Agent) connect() error {
@@ -144,7 +184,9 @@ func (a *Agent) connect() error {
 		}
 	}
 	if a.machine.Node.Role == cluster.RoleServer {
-		a.server, err = newServer(a.machine, a.options, a.agents, a.member)
+		latest := a.machine
+		latest.Spec = a.spec.Load()
+		a.server, err = newServer(latest, a.options, a.agents, a.member)
 	}
 	return err
 }

@@ -32,11 +32,11 @@ func (a *Agent) serveAPI(ctx context.Context) error {
 		return fmt.Errorf("cannot serve the agent's API: %w", err)
 	}
 	mux := http.NewServeMux()
-	mux.Handle("/", membersOnly(a.membersAPI()))
+	mux.Handle("/", membersOnly(a.counted(a.membersAPI())))
 	if a.server != nil {
 		a.server.joinAPI(mux)
 	}
-	server := &http.Server{Handler: a.counted(mux), TLSConfig: tlsConfig, ReadHeaderTimeout: 5 * time.Second, IdleTimeout: time.Minute}
+	server := &http.Server{Handler: mux, TLSConfig: tlsConfig, ReadHeaderTimeout: 5 * time.Second, IdleTimeout: time.Minute}
 	var addresses []string
 	for _, address := range append([]string{"127.0.0.1"}, a.place.addresses...) {
 		addresses = append(addresses, net.JoinHostPort(address, strconv.Itoa(agent.Port)))
@@ -67,7 +67,8 @@ func (a *Agent) serveAPI(ctx context.Context) error {
 }
 
 // counted keeps count of the requests that change something: an agent does not
-// end of its own accord before they have.
+// end of its own accord before they have. Those of strangers count once their
+// token was read, see joinAPI.
 func (a *Agent) counted(next http.Handler) http.Handler {
 	return http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
 		if r.Method == http.MethodPost {
@@ -76,6 +77,15 @@ func (a *Agent) counted(next http.Handler) http.Handler {
 		}
 		next.ServeHTTP(w, r)
 	})
+}
+
+// serves is how many changes of the cluster are under way here.
+func (a *Agent) serves() int32 {
+	n := a.changes.Load()
+	if a.server != nil {
+		n += a.server.joins.Load()
+	}
+	return n
 }
 
 // membersAPI is what agents and administrators may ask.

@@ -8,6 +8,7 @@ import (
 	"net/http"
 	"path/filepath"
 	"sync"
+	"sync/atomic"
 
 	"kuorum/internal/agent"
 	"kuorum/internal/cluster"
@@ -57,7 +58,8 @@ type server struct {
 	external *external
 	api      apiClient
 
-	address string // the node's own
+	address string       // the node's own
+	joins   atomic.Int32 // under way
 	members *membership.Service
 	waited  int // see correctMembers
 }
@@ -177,7 +179,7 @@ func (a *Agent) claim(ctx context.Context) {
 	a.retry(ctx, "write cluster.yaml to etcd", func(ctx context.Context) error {
 		limited, cancel := context.WithTimeout(ctx, askPatience)
 		defer cancel()
-		err := a.server.members.Register.Claim(limited, a.machine.Spec)
+		err := a.server.members.Register.Claim(limited, a.spec.Load())
 		a.server.external.note(err)
 		return err
 	})

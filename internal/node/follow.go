@@ -254,6 +254,8 @@ const (
 	// wellAgain is how long a node keeps the others waiting for it to be well.
 	// It is less than the turn itself lasts, for a node that dies in it.
 	wellAgain = 90 * time.Second
+	// servesChange is why an agent does not end of its own accord.
+	servesChange = "it serves a change of the cluster"
 )
 
 // takeTurns replaces what runs as an earlier cluster.yaml had it: one node after
@@ -281,6 +283,10 @@ func (a *Agent) takeTurns(ctx context.Context) {
 		waits := a.waitsFor(ctx, register)
 		if waits == "" {
 			a.options.Log.Info("it is this node's turn to replace what a changed cluster.yaml outdates")
+			if err := startBy(startedFile, a.spec.Load()); err != nil {
+				a.options.Log.Error("cannot replace what is outdated", "error", err)
+				continue
+			}
 			a.readAgain()
 			return
 		}
@@ -305,20 +311,36 @@ func (a *Agent) waitsFor(ctx context.Context, register *membership.Register) str
 	if waits := advise.Turn(spec, reports, name); waits != "" {
 		return waits
 	}
-	if a.changes.Load() > 0 {
-		return "a change of the cluster that this node serves"
+	if a.serves() > 0 {
+		return servesChange
 	}
 	mine, err := register.TakeTurn(limited, name)
 	switch {
-	case err != nil && !advise.APIReady(reports, name):
-		return "" // it knows none of the members that are left, and nobody can lose by its restart
+	case err != nil && advise.NothingToLose(spec, reports, name):
+		return ""
 	case err != nil:
 		return err.Error()
 	case !mine:
 		return "it is another node's turn"
 	}
 	// Whoever had it before may have been well a moment ago only.
-	return advise.Turn(spec, a.agents.Reports(limited, spec.Spec.Nodes), name)
+	waits := advise.Turn(spec, a.agents.Reports(limited, spec.Spec.Nodes), name)
+	if waits == "" && a.serves() > 0 {
+		waits = servesChange
+	}
+	if waits != "" {
+		a.giveBack(ctx, register)
+	}
+	return waits
+}
+
+// giveBack lets others have a turn that was this node's.
+func (a *Agent) giveBack(ctx context.Context, register *membership.Register) {
+	limited, cancel := context.WithTimeout(ctx, askPatience)
+	defer cancel()
+	if err := register.EndTurn(limited, a.machine.Node.Name); err != nil && ctx.Err() == nil {
+		a.options.Log.Warn("cannot end this node's turn", "error", err)
+	}
 }
 
 // endTurn waits until the node is well and lets the others have their turn, if
@@ -329,11 +351,11 @@ func (a *Agent) endTurn(ctx context.Context, register *membership.Register) {
 	if err := a.supervisor.Wait(limited); err != nil {
 		return // the turn ends by itself
 	}
-	limited, cancel = context.WithTimeout(ctx, askPatience)
-	defer cancel()
-	if err := register.EndTurn(limited, a.machine.Node.Name); err != nil && ctx.Err() == nil {
-		a.options.Log.Warn("cannot end this node's turn", "error", err)
-	}
+	a.retry(limited, "let others have their turn", func(ctx context.Context) error {
+		asking, done := context.WithTimeout(ctx, askPatience)
+		defer done()
+		return register.EndTurn(asking, a.machine.Node.Name)
+	})
 }
 
 // ownEtcd is how this node speaks to etcd; nil on a worker.

@@ -9,6 +9,8 @@ import (
 	"net"
 	"net/http"
 	"net/http/httptest"
+	"os"
+	"path/filepath"
 	"strings"
 	"sync/atomic"
 	"testing"
@@ -114,6 +116,44 @@ func TestAskSpec(t *testing.T) {
 		}
 		if left != test.leave {
 			t.Errorf("%s: it leaves: %v", test.name, left)
+		}
+	}
+}
+
+// TestStartedBy: an agent that starts again knows by which cluster.yaml its
+// components run, and takes it for nobody else's.
+func TestStartedBy(t *testing.T) {
+	old, err := cluster.New("demo", 3, 0)
+	if err != nil {
+		t.Fatal(err)
+	}
+	latest, err := old.WithTimers(20*time.Millisecond, 200*time.Millisecond)
+	if err != nil {
+		t.Fatal(err)
+	}
+	node := latest.Spec.Nodes[0]
+	moved, other := node, node
+	moved.Address, other.Role = "198.18.0.99", cluster.RoleWorker
+	for _, test := range []struct {
+		name    string
+		write   func(file string) error
+		joining bool
+		node    cluster.Node
+		want    *cluster.Spec
+	}{
+		{"it runs", func(file string) error { return startBy(file, old) }, false, node, old},
+		{"first start", func(string) error { return nil }, false, node, latest},
+		{"garbage", func(file string) error { return os.WriteFile(file, []byte("x: ["), 0o600) }, false, node, latest},
+		{"it joins", func(file string) error { return startBy(file, old) }, true, node, latest},
+		{"it has moved", func(file string) error { return startBy(file, old) }, false, moved, latest},
+		{"another of its name", func(file string) error { return startBy(file, old) }, false, other, latest},
+	} {
+		file := filepath.Join(t.TempDir(), "cluster.yaml")
+		if err := test.write(file); err != nil {
+			t.Fatal(err)
+		}
+		if got := startedBy(file, membership.Disk{Spec: latest, Joining: test.joining}, test.node); !same(got, test.want) {
+			t.Errorf("%s: got timers %v", test.name, got.Spec.Etcd)
 		}
 	}
 }

@@ -33,6 +33,8 @@ func (s *server) joinAPI(mux *http.ServeMux) {
 		return s.members.Check(r.Context(), in)
 	}))
 	handle(membership.JoinPath, serve(func(r *http.Request, in membership.Request) (membership.Admission, error) {
+		s.joins.Add(1)
+		defer s.joins.Add(-1)
 		return s.members.Join(r.Context(), in)
 	}))
 	handle(membership.CancelPath, serve(func(r *http.Request, in membership.Request) (nothing, error) {
@@ -214,7 +216,7 @@ func (a *Agent) seed(ctx context.Context) {
 	a.retry(ctx, "write cluster.yaml to etcd", func(ctx context.Context) error {
 		limited, cancel := context.WithTimeout(ctx, askPatience)
 		defer cancel()
-		return a.server.members.Register.Seed(limited, a.machine.Spec)
+		return a.server.members.Register.Seed(limited, a.spec.Load())
 	})
 }
 

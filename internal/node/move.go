@@ -259,7 +259,9 @@ func (a *Agent) take(spec *cluster.Spec) (again bool, err error) {
 	own, in := spec.Node(machine.Node.Name)
 	again = in && own.Address != machine.Node.Address || a.loses(spec)
 	var stale []string
-	if !again {
+	if again {
+		err = startBy(startedFile, spec)
+	} else {
 		stale, err = a.writeChanged(machine)
 	}
 	if err == nil {

@@ -288,7 +288,7 @@ func (a *Agent) awaitTurn(ctx context.Context) error {
 	tick := time.NewTicker(turnEvery / 4)
 	defer tick.Stop()
 	for why := ""; ; {
-		if a.changes.Load() > 1 { // this order is one
+		if a.serves() > 1 { // this order is one
 			why = "it serves a change of the cluster"
 		} else {
 			asking, done := context.WithTimeout(limited, askPatience)

@@ -115,7 +115,7 @@ func Merge(mine, heard *cluster.Spec, names func(address string) bool) *cluster.
 		if !ok || !Same(own, n) {
 			continue
 		}
-		if own.Moved.Times > n.Moved.Times {
+		if own.Moved.Times > n.Moved.Times && len(own.Moved.From) > 0 {
 			merged.Spec.Nodes[i].Address, merged.Spec.Nodes[i].Moved = own.Address, own.Moved
 			continue
 		}
@@ -158,12 +158,13 @@ type Correction struct {
 
 // Corrections lists the members of nodes that move which are still noted at an
 // address that their node had before. Members are changed by their ID:
-// none is replaced.
+// none is replaced. One without a name has never started: it is of a machine
+// that joins at such an address.
 func Corrections(spec *cluster.Spec, members []cluster.EtcdMember) []Correction {
 	var all []Correction
 	for _, n := range spec.EtcdNodes() {
 		for _, m := range members {
-			if slices.ContainsFunc(n.Moved.From, func(old string) bool { return isAt(m, old) }) {
+			if m.Name == n.Name && slices.ContainsFunc(n.Moved.From, func(old string) bool { return isAt(m, old) }) {
 				all = append(all, Correction{Node: n.Name, ID: m.ID, PeerURL: component.PeerURL(n)})
 			}
 		}

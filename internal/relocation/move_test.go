@@ -228,8 +228,8 @@ func TestDetourToEtcdNodes(t *testing.T) {
 	}
 	spec = mustApply(t, spec, map[string]string{"e1": "198.18.0.71", "cp1": "198.18.0.61"})
 	var members []cluster.EtcdMember
-	for _, address := range []string{"198.18.0.51", "198.18.0.52", "198.18.0.53", "198.18.0.11"} {
-		members = append(members, cluster.EtcdMember{ID: "at " + address, PeerURLs: []string{"https://" + address + ":2380"}})
+	for name, address := range map[string]string{"e1": "198.18.0.51", "e2": "198.18.0.52", "e3": "198.18.0.53", "cp1": "198.18.0.11"} {
+		members = append(members, cluster.EtcdMember{ID: "at " + address, Name: name, PeerURLs: []string{"https://" + address + ":2380"}})
 	}
 	want := []Correction{{Node: "e1", ID: "at 198.18.0.51", PeerURL: "https://198.18.0.71:2380"}}
 	if diff := cmp.Diff(want, Corrections(spec, members)); diff != "" {
