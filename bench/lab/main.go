@@ -34,6 +34,8 @@ type bench struct {
 	name    string
 	servers int
 	group   *host.Cgroup
+
+	hierarchies []host.Hierarchy
 }
 
 func main() {
@@ -62,7 +64,7 @@ func run(args []string) error {
 	if err != nil {
 		return err
 	}
-	b := bench{name: "bench", servers: *servers, group: host.NewCgroup(hierarchies, "/kuorum/bench")}
+	b := bench{name: "bench", servers: *servers, group: host.NewCgroup(hierarchies, "/kuorum/bench"), hierarchies: hierarchies}
 	defer func() { _, _ = b.kuorum("down", b.name) }()
 	switch args[0] {
 	case "up":

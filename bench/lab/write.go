@@ -6,7 +6,6 @@ import (
 	"errors"
 	"flag"
 	"fmt"
-	"io"
 	"math/rand/v2"
 	"os"
 	"os/exec"
@@ -22,6 +21,7 @@ import (
 
 	"kuorum/internal/cluster"
 	"kuorum/internal/component"
+	"kuorum/internal/host"
 	"kuorum/internal/pki"
 )
 
@@ -31,8 +31,6 @@ const (
 	valueBytes  = 256
 	keys        = 10_000
 	state       = "/var/lib/kuorum"
-	// loader is where a machine of the lab finds this program.
-	loader = "/var/bench"
 )
 
 // write compares the write rate of the lab's etcd with that of three bare ones:
@@ -46,22 +44,24 @@ func (b bench) write(n int, length time.Duration) error {
 	if err != nil {
 		return err
 	}
-	if err := copyFile(self, filepath.Join(state, "labs", b.name, "machines/cp1", loader)); err != nil {
-		return err
-	}
-	bare, end, err := startBare(b.servers)
+	home := filepath.Join(state, "labs", b.name)
+	pid, err := os.ReadFile(filepath.Join(home, "lab.pid")) // its network is the machines' switch
 	if err != nil {
 		return err
 	}
-	defer end()
+	var bare bareEtcd
+	defer bare.stop()
+	if err := bare.start(b); err != nil {
+		return err
+	}
 	figures := map[string][]float64{}
 	for range n {
-		args := append([]string{"-c", b.name, "lab", "console", "cp1", "--", loader, "load"}, loadFlags("/etc/kuorum/pki/etcd", "198.18.0.%d", b.servers, length)...)
-		inLab, err := rate(exec.Command("bin/kuorum", args...))
+		args := append([]string{"-t", strings.TrimSpace(string(pid)), "-n", self, "load"}, loadFlags(filepath.Join(home, "clients"), "198.18.0.%d", b.servers, length)...)
+		inLab, err := rate(exec.Command("nsenter", args...))
 		if err != nil {
 			return err
 		}
-		alone, err := rate(exec.Command(self, append([]string{"load"}, loadFlags(bare, "127.0.77.%d", b.servers, length)...)...))
+		alone, err := rate(exec.Command(self, append([]string{"load"}, loadFlags(bare.dir, "127.0.77.%d", b.servers, length)...)...))
 		if err != nil {
 			return err
 		}
@@ -94,61 +94,81 @@ func rate(cmd *exec.Cmd) (figures [3]float64, err error) {
 	return figures, err
 }
 
-func copyFile(from, to string) error {
-	in, err := os.Open(from)
-	if err != nil {
-		return err
-	}
-	defer in.Close()
-	out, err := os.OpenFile(to, os.O_CREATE|os.O_WRONLY|os.O_TRUNC, 0o700)
-	if err != nil {
-		return err
-	}
-	_, err = io.Copy(out, in)
-	return errors.Join(err, out.Close())
+// bareEtcd is etcd's members on addresses of the loopback, with data on the file
+// system that labs are on, each in a control group as a machine's is: the
+// processors are shared out by them.
+type bareEtcd struct {
+	dir     string // with the certificates for clients
+	running []*exec.Cmd
+	groups  []*host.Cgroup
 }
 
-// startBare starts etcd's members on addresses of the loopback, with data on
-// the file system that labs are on. end stops them and removes their data.
-func startBare(members int) (certificates string, end func(), err error) {
-	dir, err := os.MkdirTemp(state, "bench-")
-	if err != nil {
-		return "", nil, err
+// stop removes all of it, also of what did not start completely.
+func (e *bareEtcd) stop() {
+	for _, cmd := range e.running {
+		_ = cmd.Process.Kill()
+		_ = cmd.Wait()
 	}
-	var running []*exec.Cmd
-	end = func() {
-		for _, cmd := range running {
-			_ = cmd.Process.Kill()
-			_ = cmd.Wait()
-		}
-		_ = os.RemoveAll(dir)
+	_ = os.RemoveAll(e.dir)
+	for _, group := range slices.Backward(e.groups) {
+		group.RemoveIfEmpty()
 	}
-	spec, err := cluster.New("bare", members, 0)
+}
+
+func (e *bareEtcd) start(b bench) (err error) {
+	if e.dir, err = os.MkdirTemp(state, "bench-"); err != nil {
+		return err
+	}
+	unpacked, err := filepath.Glob(filepath.Join(state, "bundle/*/bin/etcd"))
+	if err != nil || len(unpacked) == 0 {
+		return fmt.Errorf("there is no unpacked bundle in %s", state)
+	}
+	spec, err := cluster.New("bare", b.servers, 0)
 	if err != nil {
-		return "", end, err
+		return err
 	}
 	for i := range spec.Spec.Nodes {
 		spec.Spec.Nodes[i].Address = fmt.Sprintf("127.0.77.%d", 11+i)
 	}
-	unpacked, err := filepath.Glob(filepath.Join(state, "bundle/*/bin/etcd"))
-	if err != nil || len(unpacked) == 0 {
-		return "", end, fmt.Errorf("there is no unpacked bundle in %s", state)
-	}
 	set, err := pki.NewSet(time.Now())
 	if err != nil {
-		return "", end, err
+		return err
 	}
+	if err := e.writeClient(set); err != nil {
+		return err
+	}
+	e.groups = append(e.groups, host.NewCgroup(b.hierarchies, "/kuorum/bare"))
 	for _, n := range spec.Spec.Nodes {
-		cmd, err := bareMember(set, spec, n, unpacked[0], filepath.Join(dir, n.Name))
+		cmd, err := bareMember(set, spec, n, unpacked[0], filepath.Join(e.dir, n.Name))
 		if err != nil {
-			return "", end, err
+			return err
 		}
-		if err := cmd.Start(); err != nil {
-			return "", end, err
+		if err := e.startMember(cmd, host.NewCgroup(b.hierarchies, "/kuorum/bare/"+n.Name)); err != nil {
+			return err
 		}
-		running = append(running, cmd)
 	}
-	return filepath.Join(dir, spec.Spec.Nodes[0].Name, "pki/etcd"), end, nil
+	return nil
+}
+
+func (e *bareEtcd) writeClient(set *pki.Set) error {
+	client, err := set.EtcdClientPair("bench", time.Now())
+	if err != nil {
+		return err
+	}
+	return errors.Join(
+		os.WriteFile(filepath.Join(e.dir, "etcd-ca.crt"), set.Etcd.Pair().Cert, 0o600),
+		os.WriteFile(filepath.Join(e.dir, "etcd.crt"), client.Cert, 0o600),
+		os.WriteFile(filepath.Join(e.dir, "etcd.key"), client.Key, 0o600),
+	)
+}
+
+func (e *bareEtcd) startMember(cmd *exec.Cmd, group *host.Cgroup) error {
+	if err := cmd.Start(); err != nil {
+		return err
+	}
+	e.running = append(e.running, cmd)
+	e.groups = append(e.groups, group)
+	return errors.Join(group.Create(), group.Add(cmd.Process.Pid))
 }
 
 // bareMember is etcd with the flags of a lab's, but for where things are.
@@ -181,7 +201,7 @@ func bareMember(set *pki.Set, spec *cluster.Spec, n cluster.Node, program, dir s
 // and p99 in milliseconds.
 func load(args []string) error {
 	flags := flag.NewFlagSet("load", flag.ContinueOnError)
-	certificates := flags.String("certificates", "", "directory of ca.crt and agent-client.*")
+	certificates := flags.String("certificates", "", "directory of etcd-ca.crt, etcd.crt and etcd.key")
 	endpoints := flags.String("endpoints", "", "of all members")
 	length := flags.Duration("for", 10*time.Second, "how long")
 	if err := flags.Parse(args); err != nil {
@@ -216,7 +236,7 @@ func load(args []string) error {
 
 func clientTLS(dir string) (*tls.Config, error) {
 	var data [3][]byte
-	for i, name := range []string{"ca.crt", "agent-client.crt", "agent-client.key"} {
+	for i, name := range []string{"etcd-ca.crt", "etcd.crt", "etcd.key"} {
 		var err error
 		if data[i], err = os.ReadFile(filepath.Join(dir, name)); err != nil {
 			return nil, err
@@ -254,16 +274,18 @@ func writeFor(clients []*clientv3.Client, length time.Duration) ([]time.Duration
 			for ctx.Err() == nil {
 				begin := time.Now()
 				_, err := clients[i%len(clients)].Put(ctx, fmt.Sprintf("/bench/%d", rand.N(keys)), value)
-				if err != nil && ctx.Err() == nil {
-					errs[i] = err
-					return
-				}
 				if err == nil {
 					took[i] = append(took[i], time.Since(begin))
+				} else if ctx.Err() == nil {
+					errs[i] = err // a leader was lost, or the disk stood still: it is no write
 				}
 			}
 		})
 	}
 	group.Wait()
-	return slices.Concat(took...), errors.Join(errs...)
+	all := slices.Concat(took...)
+	if len(all) == 0 {
+		return nil, errors.Join(errs...)
+	}
+	return all, nil
 }

@@ -111,16 +111,21 @@ func (s Share) limit(c Component) Component {
 	if s.Machines == 0 {
 		return c
 	}
-	heap := c.Heap
-	if heap == "" || s.Machines > 1 {
-		heap = SmallHeap
+	if !c.Busy {
+		c.Env = append(s.environ(c), c.Env...)
 	}
-	processors := max(1, s.Processors/s.Machines)
-	c.Env = append([]string{heap, "GOMAXPROCS=" + strconv.Itoa(processors)}, c.Env...)
 	if !c.ExactTimers {
 		c.TimerSlack = lateTimers
 	}
 	return c
+}
+
+func (s Share) environ(c Component) []string {
+	heap := c.Heap
+	if heap == "" || s.Machines > 1 {
+		heap = SmallHeap
+	}
+	return []string{heap, "GOMAXPROCS=" + strconv.Itoa(max(1, s.Processors/s.Machines))}
 }
 
 // File is one configuration file of a component.
@@ -150,6 +155,9 @@ type Component struct {
 	// Trust is what the program has read of authorities when it started, and does
 	// not read again; empty while there is one of each kind.
 	Trust string
+	// Busy is for a program that all writes go through: it collects garbage and
+	// uses processors as it likes.
+	Busy bool
 	// ExactTimers is for a program whose children are pods: they inherit how
 	// late its timers may be.
 	ExactTimers bool

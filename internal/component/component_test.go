@@ -307,6 +307,7 @@ func TestShare(t *testing.T) {
 		"alone in its lab":             {Share{1, 8}, goldenHeap, []string{"GOGC=50", "GOMAXPROCS=8", "A=b"}, lateTimers},
 		"three on eight processors":    {Share{3, 8}, goldenHeap, []string{SmallHeap, "GOMAXPROCS=2", "A=b"}, lateTimers},
 		"three on two processors":      {Share{3, 2}, Component{}, []string{SmallHeap, "GOMAXPROCS=1"}, lateTimers},
+		"all writes go through it":     {Share{3, 2}, Component{Busy: true, Env: []string{"A=b"}}, []string{"A=b"}, lateTimers},
 		"pods inherit exact timers":    {Share{3, 2}, Component{ExactTimers: true}, []string{SmallHeap, "GOMAXPROCS=1"}, 0},
 		"no heap of its own, no crowd": {Share{1, 2}, Component{}, []string{SmallHeap, "GOMAXPROCS=2"}, lateTimers},
 	}
@@ -327,13 +328,16 @@ func TestShare(t *testing.T) {
 // be restarted when its share changes.
 func TestSharesReachComponents(t *testing.T) {
 	m := testMachine(t, "cp1")
-	alone := find(t, m, "etcd")
+	alone := find(t, m, "kube-scheduler")
 	m.Share = Share{Machines: 3, Processors: 2}
 	if find(t, m, "containerd").TimerSlack != 0 {
 		t.Error("containerd hands late timers on to pods")
 	}
-	shared := find(t, m, "etcd")
+	shared := find(t, m, "kube-scheduler")
 	if shared.TimerSlack != lateTimers || shared.Digest() == alone.Digest() {
-		t.Errorf("etcd has slack %v, and digest %s as alone", shared.TimerSlack, shared.Digest())
+		t.Errorf("the scheduler has slack %v, and digest %s as alone", shared.TimerSlack, shared.Digest())
+	}
+	if etcd := find(t, m, "etcd"); etcd.TimerSlack != lateTimers || len(etcd.Env) > 0 {
+		t.Errorf("etcd has slack %v and is limited by %v", etcd.TimerSlack, etcd.Env)
 	}
 }
