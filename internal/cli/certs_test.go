@@ -209,6 +209,7 @@ func TestRotationIsGuarded(t *testing.T) {
 		}, "w1 is moving to 198.18.0.101", 0},
 		{"a node has moved", 3, func(spec *cluster.Spec, _ []cluster.NodeReport) { spec.Spec.Nodes[3].Moved = cluster.Move{Times: 2} }, "", 0},
 		{"a restart is due", 3, func(_ *cluster.Spec, r []cluster.NodeReport) { r[1].Status.Stale = []string{"etcd"} }, "cp2 has yet to restart etcd", 0},
+		{"somebody else's etcd", 3, theirEtcd, "", 0},
 		{"etcd nodes", 2, nil, "", 3},
 		{"one etcd node", 2, nil, "", 1},
 		{"two etcd nodes", 3, nil, "etcd cannot spare e1: 2 voters, quorum 2, may lose 0", 2},
@@ -384,4 +385,19 @@ func trusting(r cluster.NodeReport, fresh *pki.Set) []cluster.CertificateStatus 
 		}
 	}
 	return list
+}
+
+// theirEtcd makes a cluster one on an etcd of one member that somebody else runs.
+func theirEtcd(spec *cluster.Spec, reports []cluster.NodeReport) {
+	const url = "https://10.0.0.1:2379"
+	spec.Spec.Etcd.External.Endpoints = []string{url}
+	member := cluster.EtcdStatus{ID: "a1", Leader: "a1", Term: 2, RaftIndex: 9, AppliedIndex: 9, Members: []cluster.EtcdMember{
+		{ID: "a1", Name: "theirs", PeerURLs: []string{"https://10.0.0.1:2380"}, ClientURLs: []string{url}},
+	}}
+	for _, r := range reports {
+		r.Status.Etcd = nil
+		if r.Role == cluster.RoleServer {
+			r.Status.External = &cluster.ExternalEtcdStatus{Endpoints: []cluster.EtcdEndpoint{{URL: url, EtcdStatus: member}}, Agrees: true}
+		}
+	}
 }

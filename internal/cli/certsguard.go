@@ -53,7 +53,7 @@ func allWell(spec *cluster.Spec, reports []cluster.NodeReport, name string) erro
 			ill = append(ill, "the etcd of "+v.Name+" takes no part")
 		}
 	}
-	if members := len(spec.EtcdNodes()); len(voters) != members {
+	if members := len(spec.EtcdNodes()); len(voters) != members && !spec.EtcdExternal() {
 		ill = append(ill, fmt.Sprintf("%d %s have %d votes in etcd", members, memberNoun(spec), len(voters)))
 	}
 	before, after := cluster.SumOf(voters), cluster.Without(voters, name)

@@ -57,8 +57,8 @@ there with --until trust, and once kube-root-ca.crt has two authorities, restart
 that people copied hold the old authorities: fetch them anew before the old ones are forgotten (--until sign). Join
 tokens end, since they pin the old authority. The key of service account tokens, and that of secrets, stay.
 
-It is refused unless all nodes are well and none is moving. With one server, or one etcd node, the API is away for some
-seconds, three times.`,
+It is refused unless all nodes are well, none is moving or has a restart due, and etcd can spare a member: two cannot, a
+single one may. With one server the API is away for some seconds, three times; with several and one etcd node, twice.`,
 		Example: `  kuorum certs rotate-ca --dry-run
   kuorum certs rotate-ca
   kuorum certs rotate-ca --until sign    the old ones are still trusted; run it again to forget them`,
@@ -126,6 +126,9 @@ func (c *caRotation) connect() error {
 		k, err := c.app.kubeconfig()
 		if err != nil {
 			return err
+		}
+		if has, err := k.Has(l.Context()); err != nil || !has {
+			return err // it was made with --no-kubeconfig
 		}
 		k.Switch = false
 		return k.Merge(l.Kubeconfig(), l.Context())

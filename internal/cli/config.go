@@ -17,7 +17,7 @@ func (a *app) configCommand() *cobra.Command {
 	show := &cobra.Command{
 		Use:   "show [NAME]",
 		Short: "Print a cluster.yaml with all defaults filled in",
-		Example: `  kuorum config show                    the chosen cluster's, or a new one's
+		Example: `  kuorum config show                    the chosen lab's, as its host has it, or a new one's
   kuorum config show -f cluster.yaml    check a file and see what it means`,
 		Args:              cobra.MaximumNArgs(1),
 		ValidArgsFunction: a.completeLabs,

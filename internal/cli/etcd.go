@@ -21,9 +21,9 @@ import (
 func (a *app) etcdCommand() *cobra.Command {
 	cmd := &cobra.Command{
 		Use:   "etcd",
-		Short: "etcd's members and their databases: look, remove, promote, make room",
-		Long: `What only looks (status, members, alarms) asks the nodes' agents and needs no quorum. What changes
-something does, but for defrag, which is refused while any member is not well. Where somebody else runs etcd
+		Short: "etcd's members and their databases: look, remove, promote, rebuild, make room, set timers",
+		Long: `What only looks (status, members, alarms, and timers without flags) asks the nodes' agents and needs no quorum. What
+changes something does, but for defrag, which is refused while any member is not well. Where somebody else runs etcd
 (spec.etcd.external) nothing is changed: such verbs are refused (exit code 5).`,
 		Example: `  kuorum etcd status                       every member, how far it is and how full
   kuorum etcd members                      the member list

@@ -34,7 +34,8 @@ func (a *app) joinCommand() *cobra.Command {
 		Long: `Makes this machine a node. Both directions of every way between the machines are tried
 first. A new etcd, on a server or an etcd node, joins as a learner, without a vote, and is promoted when it has
 caught up.
-If anything fails the cluster is as before: at once, or after 30 s when this machine is gone.
+If it fails before this machine has its files the cluster is as before: at once, or within a minute if this machine is
+gone. After that the join goes on by itself, also when this command gives up (exit code 6).
 
 SERVER is the address of a server; with several, the first that answers is asked.`,
 		Example: `  kuorum join 10.0.0.11 --role server --token ... --pin sha256:...
@@ -129,7 +130,7 @@ func (a *app) leaveCommand() *cobra.Command {
 		Short: "Make this machine no node of its cluster any more",
 		Long: `Has another server take this node out of the cluster: out of etcd's member list, of
 cluster.yaml and of Kubernetes. Then its components stop, and what it kept is moved to
-/var/lib/kuorum/left. With --force only the latter, for a cluster that does not answer.`,
+/var/lib/kuorum/left. With --force only the latter, at once, for a cluster that does not answer.`,
 		Args: cobra.NoArgs,
 		RunE: func(cmd *cobra.Command, _ []string) error {
 			if force {
@@ -152,6 +153,7 @@ cluster.yaml and of Kubernetes. Then its components stop, and what it kept is mo
 	}
 	r.flags(cmd)
 	cmd.Flags().BoolVar(&force, "force", false, "leave without a word to the cluster")
+	cmd.MarkFlagsMutuallyExclusive("force", "dry-run")
 	return cmd
 }
 

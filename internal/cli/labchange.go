@@ -32,7 +32,8 @@ func (a *app) labAdd() *cobra.Command {
 		Use:   "add [NODE]",
 		Short: "Give the lab a new machine and let it join the cluster",
 		Long: `Adds an empty machine to the lab and runs on it what kuorum token create prints, as one
-would on a real one. If it does not join, it is taken away again.`,
+would on a real one. If the cluster does not let it in, it is taken away again; once it has the files of a node it
+stays, and its join goes on by itself.`,
 		Example: `  kuorum lab add                    the next server
   kuorum lab add --role worker w9
   kuorum lab add --role etcd        where etcd has machines of its own`,

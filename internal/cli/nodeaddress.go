@@ -45,9 +45,9 @@ func (a *app) nodeAddress() *cobra.Command {
 		Use:   "address NAME=ADDRESS...",
 		Short: "Tell the cluster that nodes are at other addresses now",
 		Long: `For machines whose addresses have changed: one of them, or all while the cluster was off. Each keeps its
-etcd member and its data. First give the machines their addresses and start them, then run this once, on a server, with every node
-that has moved. All nodes are asked before anything is changed. What is interrupted goes on by itself; running the command again
-does no harm.`,
+etcd member and its data. First give the machines their addresses and start them, then run this once, on a server or on a
+lab's host, with every node that has moved. All nodes are asked before anything is changed: those that have moved must
+answer, and of the others enough for a quorum. What is interrupted goes on by itself; run it again for those that were off.`,
 		Example: `  kuorum node address cp2=198.18.0.62
   kuorum node address cp1=198.18.0.61 cp2=198.18.0.62 cp3=198.18.0.63`,
 		Args: cobra.MinimumNArgs(1),

@@ -86,6 +86,19 @@ func (k File) Current() (string, error) {
 	return config.current(), nil
 }
 
+// Has tells whether the file has a context of that name. One that does not exist
+// has none.
+func (k File) Has(name string) (bool, error) {
+	config, err := load(k.Path)
+	if errors.Is(err, os.ErrNotExist) {
+		return false, nil
+	}
+	if err != nil {
+		return false, fmt.Errorf("cannot read %s: %w", k.Path, err)
+	}
+	return config.get(contexts, name) != nil, nil
+}
+
 func load(path string) (tree, error) {
 	data, err := os.ReadFile(path)
 	if err != nil {

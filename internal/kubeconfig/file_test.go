@@ -199,6 +199,9 @@ func TestMergeIntoAnyFile(t *testing.T) {
 			if diff := cmp.Diff(wanted.AuthInfos[name], merged.AuthInfos[name], cmpopts.IgnoreFields(api.AuthInfo{}, "LocationOfOrigin")); diff != "" {
 				t.Errorf("the user (-want +got):\n%s", diff)
 			}
+			if has, err := k.Has(name); err != nil || !has {
+				t.Errorf("it has the context: %v, %v", has, err)
+			}
 			if current, err := k.Current(); err != nil || current != name || merged.CurrentContext != name {
 				t.Errorf("current context %q, %q: %v", current, merged.CurrentContext, err)
 			}

@@ -23,10 +23,6 @@ import (
 	"time"
 )
 
-// backdate is how far before its first use a certificate becomes valid, so
-// that a machine whose clock is behind by less accepts it at once.
-const backdate = 5 * time.Minute
-
 const (
 	blockCertificate = "CERTIFICATE"
 	blockKey         = "PRIVATE KEY"
@@ -70,8 +66,9 @@ type Request struct {
 	NotBefore, NotAfter time.Time
 }
 
-// NewAuthority makes a root with a new ECDSA P-256 key that is valid from five
-// minutes before now until now plus life.
+// NewAuthority makes a root with a new ECDSA P-256 key that is valid from
+// an hour before now, five minutes if it lives for less than ten hours, until now
+// plus life.
 func NewAuthority(name string, now time.Time, life time.Duration) (*Authority, error) {
 	if name == "" {
 		return nil, errors.New("cannot make authority: its name is empty")
@@ -81,7 +78,7 @@ func NewAuthority(name string, now time.Time, life time.Duration) (*Authority, e
 	}
 	template := &x509.Certificate{
 		Subject:               pkix.Name{CommonName: name},
-		NotBefore:             now.Add(-backdate),
+		NotBefore:             now.Add(-backdate(life)),
 		NotAfter:              now.Add(life),
 		KeyUsage:              x509.KeyUsageCertSign | x509.KeyUsageCRLSign,
 		BasicConstraintsValid: true,
@@ -199,7 +196,7 @@ func (a *Authority) template(req Request) *x509.Certificate {
 	template := &x509.Certificate{
 		Subject:   pkix.Name{CommonName: req.CommonName, Organization: req.Organizations},
 		DNSNames:  req.Names,
-		NotBefore: latest(req.NotBefore.Add(-backdate), a.cert.NotBefore),
+		NotBefore: latest(req.NotBefore.Add(-backdate(req.NotAfter.Sub(req.NotBefore))), a.cert.NotBefore),
 		NotAfter:  earliest(req.NotAfter, a.cert.NotAfter),
 		// An ECDSA key can only sign; key encipherment is for RSA.
 		KeyUsage:              x509.KeyUsageDigitalSignature,

@@ -51,7 +51,7 @@ func TestNewExternalEtcd(t *testing.T) {
 		{"another's authority", other.Pair().Cert, pair.Cert, pair.Key, now, "is not one of a client that the authority"},
 		{"a server's certificate", ca.Pair().Cert, server.Cert, server.Key, now, "is not one of a client"},
 		{"expired", ca.Pair().Cert, pair.Cert, pair.Key, now.Add(2 * time.Hour), "has expired"},
-		{"not yet", ca.Pair().Cert, pair.Cert, pair.Key, now.Add(-time.Hour), "is not valid before"},
+		{"not yet", ca.Pair().Cert, pair.Cert, pair.Key, now.Add(-2 * time.Hour), "is not valid before"},
 	} {
 		_, err := NewExternalEtcd(c.ca, c.cert, c.key, c.now)
 		if c.want == "" && err != nil || c.want != "" && (err == nil || !strings.Contains(err.Error(), c.want)) {

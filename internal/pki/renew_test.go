@@ -81,8 +81,8 @@ func TestRenewByAge(t *testing.T) {
 		now  time.Time
 		want []string
 	}{
-		"before the clock was set back": {begin.Add(-backdate - time.Second), agedPaths()},
-		"a slow clock":                  {begin.Add(-backdate + time.Second), nil},
+		"before the clock was set back": {begin.Add(-backdateLong - time.Second), agedPaths()},
+		"a slow clock":                  {begin.Add(-backdateLong + time.Second), nil},
 		"middle":                        {begin.Add(15 * day), nil},
 		"almost two thirds":             {begin.Add(20*day - 2*time.Second), nil},
 		"two thirds":                    {begin.Add(20 * day), agedPaths()},

@@ -119,6 +119,31 @@ func Due(from, until, now time.Time) bool {
 // renewAt is when two thirds of a life are over, which counts from the first
 // use.
 func renewAt(from, until time.Time) time.Time {
-	begin := from.Add(backdate)
+	begin := firstUse(from, until)
 	return begin.Add(until.Sub(begin) / 3 * 2)
+}
+
+// A certificate becomes valid some time before its first use, so that a machine
+// whose clock is behind by less accepts it at once; one that lives for less than
+// ten hours is dated back by less, or that would be most of its life.
+const (
+	backdateLong  = time.Hour
+	backdateShort = 5 * time.Minute
+	shortLife     = 10 * time.Hour
+)
+
+// backdate is by how much one is dated back that then lives for life.
+func backdate(life time.Duration) time.Duration {
+	if life < shortLife {
+		return backdateShort
+	}
+	return backdateLong
+}
+
+// firstUse is when a certificate with these dates was made.
+func firstUse(from, until time.Time) time.Time {
+	if until.Sub(from) < shortLife+backdateLong {
+		return from.Add(backdateShort)
+	}
+	return from.Add(backdateLong)
 }

@@ -32,7 +32,7 @@ func TestValidity(t *testing.T) {
 	} {
 		got, err := read()
 		want := []Certificate{{
-			From: now.Add(-backdate), Until: now.Add(personLife), Renew: now.Add(personLife / 3 * 2),
+			From: now.Add(-backdateLong), Until: now.Add(personLife), Renew: now.Add(personLife / 3 * 2),
 			By: "kubernetes", Key: set.Signers()[fileCACert],
 		}}
 		if diff := cmp.Diff(want, got); err != nil || diff != "" {
@@ -73,6 +73,20 @@ func TestValidity(t *testing.T) {
 		}
 		if _, _, err := Validity([]byte(bad)); err == nil {
 			t.Errorf("%q has a validity", bad)
+		}
+	}
+}
+
+// TestFirstUse: of every life it is known when it began.
+func TestFirstUse(t *testing.T) {
+	for _, life := range []time.Duration{
+		20 * time.Minute, time.Hour, 9 * time.Hour, shortLife - time.Second, shortLife, shortLife + time.Second, day, personLife, authorityLife,
+	} {
+		if got := firstUse(testNow.Add(-backdate(life)), testNow.Add(life)); !got.Equal(testNow) {
+			t.Errorf("a life of %v began at %v, want %v", life, got, testNow)
+		}
+		if backdate(life) > life/3 {
+			t.Errorf("a life of %v is dated back by %v", life, backdate(life))
 		}
 	}
 }
