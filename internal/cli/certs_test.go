@@ -210,6 +210,10 @@ func TestRotationIsGuarded(t *testing.T) {
 		{"a node has moved", 3, func(spec *cluster.Spec, _ []cluster.NodeReport) { spec.Spec.Nodes[3].Moved = cluster.Move{Times: 2} }, "", 0},
 		{"a restart is due", 3, func(_ *cluster.Spec, r []cluster.NodeReport) { r[1].Status.Stale = []string{"etcd"} }, "cp2 has yet to restart etcd", 0},
 		{"somebody else's etcd", 3, theirEtcd, "", 0},
+		{"somebody else's etcd, and a worker is not ready", 3, func(spec *cluster.Spec, r []cluster.NodeReport) {
+			theirEtcd(spec, r)
+			r[3].Status.Ready = false
+		}, "w1 is not ready", 0},
 		{"etcd nodes", 2, nil, "", 3},
 		{"one etcd node", 2, nil, "", 1},
 		{"two etcd nodes", 3, nil, "etcd cannot spare e1: 2 voters, quorum 2, may lose 0", 2},
