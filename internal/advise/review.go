@@ -70,7 +70,7 @@ func ordered(spec *cluster.Spec, reports []cluster.NodeReport) []cluster.NodeRep
 		if !found {
 			r = cluster.NodeReport{Name: n.Name, Role: n.Role, Address: n.Address, Error: "nobody asked its agent"}
 		}
-		nodes = append(nodes, believed(n, r))
+		nodes = append(nodes, r)
 		delete(given, n.Name)
 	}
 	known := len(nodes)
@@ -79,18 +79,6 @@ func ordered(spec *cluster.Spec, reports []cluster.NodeReport) []cluster.NodeRep
 	}
 	slices.SortFunc(nodes[known:], func(a, b cluster.NodeReport) int { return cmp.Compare(a.Name, b.Name) })
 	return nodes
-}
-
-// believed is a report without what a node of that role cannot know: a worker has
-// no word in what is reckoned of etcd.
-func believed(n cluster.Node, r cluster.NodeReport) cluster.NodeReport {
-	if r.Status == nil || n.Role != cluster.RoleWorker {
-		return r
-	}
-	status := *r.Status
-	status.Etcd, status.External, status.Stale = nil, nil, nil
-	r.Status = &status
-	return r
 }
 
 // report is what is known of a node; the zero report, which did not answer,

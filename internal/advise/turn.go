@@ -13,7 +13,7 @@ import (
 // its turn must be well: what is wrong with a changed cluster.yaml must not go
 // round. A single server, or a single voter, may: somebody asked for it.
 func Turn(spec *cluster.Spec, reports []cluster.NodeReport, name string) (waitsFor string) {
-	v := newView(spec, reports, time.Time{})
+	v := newView(spec, believed(spec, reports), time.Time{})
 	own := v.report(name)
 	if !answered(own) || len(own.Status.Stale) == 0 {
 		return name + " has nothing to replace"
@@ -69,4 +69,21 @@ func (v *view) apiWithout(name string) bool {
 	return slices.ContainsFunc(v.answering(), func(r cluster.NodeReport) bool {
 		return r.Name != name && componentOf(*r.Status, apiserver).Phase == phaseReady
 	})
+}
+
+// believed is reports without what workers cannot know: a worker has no word in
+// what agents reckon of etcd and then do of their own accord. It takes a spec
+// that is not behind: persons may ask with one that is, of which nothing would
+// be left to see.
+func believed(spec *cluster.Spec, reports []cluster.NodeReport) []cluster.NodeReport {
+	reports = slices.Clone(reports)
+	for i, r := range reports {
+		if n, ok := spec.Node(r.Name); !ok || n.Role != cluster.RoleWorker || r.Status == nil {
+			continue
+		}
+		status := *r.Status
+		status.Etcd, status.External, status.Stale = nil, nil, nil
+		reports[i].Status = &status
+	}
+	return reports
 }

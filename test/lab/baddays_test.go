@@ -210,6 +210,7 @@ func TestFullDisk(t *testing.T) {
 func (l *lab) fullDisk(t *testing.T, victim string) {
 	l.ownDisk(t, victim)
 	w, end := l.underWrites(t, "disk-"+victim)
+	w.patience = 15 * time.Second // a leader may hang on its disk before it ends
 	l.on(t, victim, "sh", "-c", `mount -o remount,size=$(( $(df -k --output=used /var/lib/kuorum | tail -1) + 64 ))k /var/lib/kuorum`)
 	eventually(t, noticed, func() error {
 		if causes := l.status(t).causes(); !slices.Contains(causes, "disk-full "+victim) {

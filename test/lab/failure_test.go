@@ -115,6 +115,9 @@ type writer struct {
 	maps   typed.ConfigMapInterface
 	prefix string
 	every  time.Duration
+	// patience is how long a fault may keep the writer waiting, if that is more
+	// than a planned change may.
+	patience time.Duration
 
 	mu    sync.Mutex
 	acked []string
