@@ -1,3 +1,5 @@
+//go:build lab
+
 package relocation
 
 import (
@@ -182,9 +184,6 @@ func (s *site) ids(name string) (ids []string, members map[string]string) {
 // their new URLs, and go on without it, as the same members with the same data.
 func TestRealMembersFindEachOther(t *testing.T) {
 	t.Parallel()
-	if testing.Short() {
-		t.Skip("it takes ten seconds")
-	}
 	s := newSite(t)
 	s.start()
 	s.await("cp1", "put", "before", "kept")
