@@ -100,14 +100,6 @@ func writeTimers(w io.Writer, e advise.Etcd) {
 	}
 }
 
-// measured is a time with as many digits as a person reads; a dash for none.
-func measured(d cluster.Duration) string {
-	if d == 0 {
-		return "-"
-	}
-	return time.Duration(d).Round(10 * time.Microsecond).String()
-}
-
 // set gives all members these timers. What was interrupted is finished by the
 // same command.
 func (w *etcdTimers) set(ctx context.Context, now advise.Etcd, heartbeat, election time.Duration) error {

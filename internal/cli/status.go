@@ -279,11 +279,15 @@ func etcdWords(e *cluster.EtcdStatus, s cluster.Status) []string {
 	case e.Leader == e.ID:
 		word = "leader"
 	}
-	fsync := "-"
-	if e.FsyncP99 > 0 {
-		fsync = time.Duration(e.FsyncP99).Round(100 * time.Microsecond).String()
+	return []string{word, fmt.Sprint(e.Term), fmt.Sprint(e.AppliedIndex), fmt.Sprint(newest - e.AppliedIndex), measured(e.FsyncP99)}
+}
+
+// measured is a time with as many digits as a person reads; a dash for none.
+func measured(d cluster.Duration) string {
+	if d <= 0 {
+		return "-"
 	}
-	return []string{word, fmt.Sprint(e.Term), fmt.Sprint(e.AppliedIndex), fmt.Sprint(newest - e.AppliedIndex), fsync}
+	return time.Duration(d).Round(100 * time.Microsecond).String()
 }
 
 func clockWord(offset time.Duration) string {

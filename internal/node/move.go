@@ -284,8 +284,8 @@ func (a *Agent) take(spec *cluster.Spec) (again bool, err error) {
 
 // loses tells whether no address of etcd that the programs of a server without a
 // member know is one of spec's: once the moves are complete they would find
-// nobody. As long as they know one they are left alone, since restarting the API
-// servers, all of them at once, would be an outage.
+// nobody. As long as they know one they wait for the node's turn, since restarting
+// the API servers, all of them at once, would be an outage.
 func (a *Agent) loses(spec *cluster.Spec) bool {
 	if a.server == nil || !a.server.apart {
 		return false
