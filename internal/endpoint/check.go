@@ -37,13 +37,18 @@ func watch(ctx context.Context, interval time.Duration, kick <-chan struct{}, ch
 
 // probe asks one backend whether it is ready, over one HTTP/2 connection that
 // is kept between checks: a TLS handshake costs both sides a hundred times what
-// the question costs. A backend that said it is ready is asked again after
-// ReadyInterval and in between gets an HTTP/2 PING (RFC 9113, 6.7), which a
-// frozen one does not answer either and which costs an API server nearly
-// nothing: a request passes all of its filters.
+// the question costs. Each check begins with an HTTP/2 PING (RFC 9113, 6.7),
+// which a frozen backend does not answer and which costs an API server nearly
+// nothing: a request passes all of its filters. One that said it is ready is
+// asked that again after ReadyInterval only.
 type probe struct {
 	cfg     Config
 	address string
+	// pace is shared by all probes of a pool.
+	pace *pace
+	// hurried tells whether clients would be better off elsewhere. Where they
+	// would not, a backend may be as slow as Timeout.
+	hurried func() bool
 	raw     net.Conn          // nil when there is none
 	conn    *http2.ClientConn //nolint:staticcheck // net/http's own has no Ping
 	// ready is when the backend last said that it is; zero after any other
@@ -51,30 +56,97 @@ type probe struct {
 	ready time.Time
 }
 
-func newProbe(cfg Config, address string) *probe {
-	return &probe{cfg: cfg, address: address}
+func newProbe(cfg Config, address string, pace *pace, hurried func() bool) *probe {
+	return &probe{cfg: cfg, address: address, pace: pace, hurried: hurried}
 }
 
-// check takes at most the configured timeout. It is not safe for concurrent
-// use.
+// check takes at most twice the configured timeout. It is not safe for
+// concurrent use.
 func (p *probe) check(ctx context.Context) result {
-	timeout := time.Duration(p.cfg.Timeout)
-	ctx, cancel := context.WithTimeout(ctx, timeout)
-	defer cancel()
 	start := time.Now()
-	kept := p.conn != nil
-	v, err := p.ask(ctx)
-	if kept && v == silent && ctx.Err() == nil {
-		// Servers may end an idle connection at any time: ask on a new one.
-		v, err = p.ask(ctx)
-	}
+	v, err := p.judge(ctx)
 	if v != ready {
 		p.ready = time.Time{}
 	}
-	if v == silent && errors.Is(ctx.Err(), context.DeadlineExceeded) {
+	return result{verdict: v, err: err, latency: time.Since(start)}
+}
+
+func (p *probe) judge(ctx context.Context) (verdict, error) {
+	if p.conn != nil {
+		switch err := p.ping(ctx); {
+		case errors.Is(err, errLate):
+			return lost, err
+		case err != nil:
+			// Servers may end an idle connection at any time: ask on a new one.
+			p.close()
+		case time.Since(p.ready) < time.Duration(p.cfg.ReadyInterval):
+			return ready, nil
+		}
+	}
+	timeout := time.Duration(p.cfg.Timeout)
+	limited, cancel := context.WithTimeout(ctx, timeout)
+	defer cancel()
+	v, err := p.ask(limited)
+	if v == silent && errors.Is(limited.Err(), context.DeadlineExceeded) {
 		err = fmt.Errorf("no answer within %s", timeout)
 	}
-	return result{verdict: v, err: err, latency: time.Since(start)}
+	return v, err
+}
+
+// errLate says that a backend owes the answer to a ping for too long.
+var errLate = errors.New("no answer to a ping")
+
+// ping waits for as long as patience has it, and some more where this very
+// process had to wait for a processor. The answer is waited for even after that,
+// to learn from it, so the connection is given up then.
+func (p *probe) ping(ctx context.Context) error {
+	most := time.Duration(p.cfg.Timeout)
+	asking, cancel := context.WithTimeout(ctx, most)
+	conn, raw, start := p.conn, p.raw, time.Now()
+	answer := make(chan error, 1)
+	go func() {
+		defer cancel()
+		err := conn.Ping(asking)
+		if err == nil {
+			p.pace.note(time.Since(start), time.Now())
+		}
+		answer <- err
+	}()
+	limit := most
+	if p.hurried() {
+		limit = p.pace.limit(start, most)
+	}
+	late, err := await(answer, limit)
+	switch {
+	case late:
+		go func() { <-answer; closeAll(raw) }()
+		p.raw, p.conn = nil, nil
+	case err == nil:
+		return nil
+	case !errors.Is(asking.Err(), context.DeadlineExceeded):
+		return err
+	default:
+		p.close()
+		limit = most
+	}
+	return fmt.Errorf("%w within %s", errLate, limit)
+}
+
+// await waits for an answer no longer than limit. If it is woken late this
+// process is short of processor time, and the answer may be here, unread: then it
+// waits once more.
+func await(answer <-chan error, limit time.Duration) (late bool, err error) {
+	for {
+		begun := time.Now()
+		select {
+		case err := <-answer:
+			return false, err
+		case <-time.After(limit):
+		}
+		if time.Since(begun) <= limit+limit/4 {
+			return true, nil
+		}
+	}
 }
 
 // ask leaves the connection open only if the next question can use it.
@@ -92,12 +164,6 @@ func (p *probe) ask(ctx context.Context) (verdict, error) {
 }
 
 func (p *probe) exchange(ctx context.Context) (verdict, error) {
-	if time.Since(p.ready) < time.Duration(p.cfg.ReadyInterval) {
-		if err := p.conn.Ping(ctx); err != nil {
-			return classify(err), err
-		}
-		return ready, nil
-	}
 	req, err := http.NewRequestWithContext(ctx, http.MethodGet, "https://"+p.cfg.ServerName+"/readyz", nil)
 	if err != nil {
 		return unready, err

@@ -2,7 +2,9 @@ package endpoint
 
 import (
 	"context"
+	"errors"
 	"net/http"
+	"strings"
 	"sync/atomic"
 	"testing"
 	"testing/synctest"
@@ -60,10 +62,15 @@ func TestWatchKeepsTime(t *testing.T) {
 	}
 }
 
+// lone is a probe of the only backend there is.
+func lone(cfg Config, s *apiServer) *probe {
+	return newProbe(cfg, s.address, &pace{}, func() bool { return false })
+}
+
 func TestProbeKeepsItsConnection(t *testing.T) {
 	a := newAuthority(t)
 	s := newAPIServer(t, a, "s1")
-	p := newProbe(testConfig(a, s).withDefaults(), s.address)
+	p := lone(testConfig(a, s).withDefaults(), s)
 	defer p.close()
 	for _, code := range []int{200, 200, 500, 200, 429, 200} {
 		s.code.Store(int64(code))
@@ -85,7 +92,7 @@ func TestProbeKeepsItsConnection(t *testing.T) {
 func TestProbeSurvivesTheEndOfItsConnection(t *testing.T) {
 	a := newAuthority(t)
 	s := newAPIServer(t, a, "s1")
-	p := newProbe(testConfig(a, s).withDefaults(), s.address)
+	p := lone(testConfig(a, s).withDefaults(), s)
 	defer p.close()
 	for range 3 {
 		if r := p.check(t.Context()); r.verdict != ready {
@@ -108,7 +115,7 @@ func TestProbeAsksForReadinessOnceInAWhile(t *testing.T) {
 	cfg := testConfig(a, s).withDefaults()
 	cfg.ReadyInterval = cluster.Duration(time.Hour)
 	cfg.Timeout = cluster.Duration(100 * time.Millisecond)
-	p := newProbe(cfg, s.address)
+	p := lone(cfg, s)
 	defer p.close()
 	eventually(t, "it is ready", func() bool { return p.check(t.Context()).verdict == ready })
 	asked := s.checks.Load()
@@ -118,7 +125,7 @@ func TestProbeAsksForReadinessOnceInAWhile(t *testing.T) {
 		t.Errorf("readiness was asked for %d times more within its interval", n-asked)
 	}
 	s.freeze()
-	if r := p.check(t.Context()); r.verdict != silent {
+	if r := p.check(t.Context()); r.verdict != lost {
 		t.Errorf("verdict on a frozen server is %+v", r)
 	}
 	s.thaw()
@@ -130,15 +137,18 @@ func TestProbeGivesUpOnFrozenServer(t *testing.T) {
 	s := newAPIServer(t, a, "s1")
 	cfg := testConfig(a, s).withDefaults()
 	cfg.Timeout = cluster.Duration(100 * time.Millisecond)
-	p := newProbe(cfg, s.address)
+	p := lone(cfg, s)
 	defer p.close()
 	eventually(t, "it answers", func() bool { return p.check(t.Context()).verdict == ready })
 	s.freeze()
 	// On the connection it has, then on a new one that never shakes hands.
-	for range 2 {
+	for _, want := range []result{
+		{verdict: lost, err: errors.New("no answer to a ping within 100ms")},
+		{verdict: silent, err: errors.New("no answer within 100ms")},
+	} {
 		r := p.check(t.Context())
-		if r.verdict != silent || r.err == nil || r.err.Error() != "no answer within 100ms" {
-			t.Errorf("result is %+v", r)
+		if r.verdict != want.verdict || r.err == nil || r.err.Error() != want.err.Error() {
+			t.Errorf("result is %+v, want %+v", r, want)
 		}
 		if p.conn != nil {
 			t.Error("the connection is kept")
@@ -148,13 +158,74 @@ func TestProbeGivesUpOnFrozenServer(t *testing.T) {
 	eventually(t, "it answers again", func() bool { return p.check(t.Context()).verdict == ready })
 }
 
+// A frozen server is given up sooner where its clients have somewhere to go, and
+// as soon as its own slowness of late allows.
+func TestProbeHurriesWhereItMay(t *testing.T) {
+	a := newAuthority(t)
+	s := newAPIServer(t, a, "s1")
+	cfg := testConfig(a, s).withDefaults()
+	cfg.Timeout = cluster.Duration(time.Second)
+	for _, tt := range []struct {
+		hurried bool
+		slowest time.Duration
+		want    string
+	}{
+		{false, 0, "within 1s"},
+		{true, 0, "within 200ms"},
+		{true, 150 * time.Millisecond, "within 450ms"},
+	} {
+		seen := &pace{}
+		seen.note(tt.slowest, time.Now())
+		p := newProbe(cfg, s.address, seen, func() bool { return tt.hurried })
+		eventually(t, "it answers", func() bool { return p.check(t.Context()).verdict == ready })
+		s.freeze()
+		if r := p.check(t.Context()); r.verdict != lost || !strings.HasSuffix(r.err.Error(), tt.want) {
+			t.Errorf("%+v: result is %+v", tt, r)
+		}
+		s.thaw()
+		p.close()
+	}
+}
+
+// What is answered too late is learnt from.
+func TestProbeLearnsFromLateAnswers(t *testing.T) {
+	a := newAuthority(t)
+	s := newAPIServer(t, a, "s1")
+	cfg := testConfig(a, s).withDefaults()
+	cfg.Timeout = cluster.Duration(20 * time.Second)
+	seen := &pace{}
+	p := newProbe(cfg, s.address, seen, func() bool { return true })
+	defer p.close()
+	eventually(t, "it answers", func() bool { return p.check(t.Context()).verdict == ready })
+	s.freeze()
+	if r := p.check(t.Context()); r.verdict != lost {
+		t.Fatalf("result is %+v", r)
+	}
+	s.thaw()
+	eventually(t, "the answer counts", func() bool { return seen.limit(time.Now(), time.Hour) >= 3*leastLimit })
+}
+
+func TestAwait(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		answer := make(chan error, 1)
+		start := time.Now()
+		if late, _ := await(answer, time.Second); !late || time.Since(start) != time.Second {
+			t.Errorf("late is %v after %v", late, time.Since(start))
+		}
+		answer <- nil
+		if late, err := await(answer, time.Second); late || err != nil {
+			t.Errorf("late is %v, error %v", late, err)
+		}
+	})
+}
+
 func TestProbeEndsWithItsContext(t *testing.T) {
 	a := newAuthority(t)
 	s := newAPIServer(t, a, "s1")
 	s.freeze()
 	cfg := testConfig(a, s).withDefaults()
 	cfg.Timeout = 1 << 62
-	p := newProbe(cfg, s.address)
+	p := lone(cfg, s)
 	ctx, cancel := context.WithCancel(t.Context())
 	var ended atomic.Bool
 	go func() {

@@ -15,6 +15,9 @@ const (
 	unready
 	// refused: nothing listens.
 	refused
+	// lost: it was well, and does not even answer a ping any more, for longer
+	// than anybody has needed of late.
+	lost
 )
 
 // health is the state machine of one backend. It is a value: next returns the
@@ -26,8 +29,9 @@ type health struct {
 	good  int       // ready verdicts in a row
 }
 
-// next applies one verdict. Not ready and refused count at once; silence must
-// repeat fall times, because one slow answer is no reason to cut everything.
+// next applies one verdict. Not ready, refused and lost count at once; silence
+// must repeat fall times, because one slow answer is no reason to cut
+// everything.
 func (h health) next(v verdict, fall, rise int, now time.Time) health {
 	fails, good := h.fails, h.good
 	h.fails, h.good = 0, 0
@@ -42,6 +46,8 @@ func (h health) next(v verdict, fall, rise int, now time.Time) health {
 		return h.to(Draining, now)
 	case refused:
 		return h.to(Refused, now)
+	case lost:
+		return h.to(Down, now)
 	default:
 		h.fails = min(fails+1, fall)
 		if h.fails < fall {

@@ -15,6 +15,7 @@ func TestHealthNext(t *testing.T) {
 		"first good answer":              {Unknown, []verdict{ready}, 2, 1, Healthy},
 		"first refusal":                  {Unknown, []verdict{refused}, 2, 1, Refused},
 		"first silence decides nothing":  {Unknown, []verdict{silent}, 2, 1, Unknown},
+		"healthy is lost at once":        {Healthy, []verdict{lost}, 2, 1, Down},
 		"unknown falls":                  {Unknown, []verdict{silent, silent}, 2, 1, Down},
 		"one silence is forgiven":        {Healthy, []verdict{silent, ready, silent}, 2, 1, Healthy},
 		"two in a row are not":           {Healthy, []verdict{silent, silent}, 2, 1, Down},

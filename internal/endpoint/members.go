@@ -12,6 +12,7 @@ func newMember(b Backend) *member {
 		Backend: b,
 		kick:    make(chan struct{}, 1),
 		removed: make(chan struct{}),
+		fallen:  make(chan struct{}),
 		health:  health{state: Unknown, since: time.Now()},
 		links:   map[*link]struct{}{},
 	}
@@ -35,7 +36,7 @@ func (p *pool) replace(backends []Backend, local string) {
 	}
 	for _, m := range before {
 		if !slices.Contains(p.members, m) {
-			m.falls++ // Who is connecting to it must look further.
+			m.fall()
 			close(m.removed)
 			removed = append(removed, m.Backend)
 		}
@@ -55,6 +56,7 @@ func (p *pool) replace(backends []Backend, local string) {
 func (p *pool) run(ctx context.Context) {
 	var members sync.WaitGroup
 	defer members.Wait()
+	members.Go(func() { p.listenIn(ctx) })
 	for {
 		for _, m := range p.takeFresh() {
 			members.Go(func() { p.attend(ctx, m) })
@@ -114,7 +116,7 @@ func (p *pool) expel(m *member) {
 
 // keepChecking returns when ctx is done.
 func (p *pool) keepChecking(ctx context.Context, m *member) {
-	probe := newProbe(p.cfg, m.Address)
+	probe := newProbe(p.cfg, m.Address, &p.pace, func() bool { return p.dispensable(m) })
 	defer probe.close()
 	watch(ctx, time.Duration(p.cfg.Interval), m.kick, func(ctx context.Context) {
 		if p.doubted(m) {
@@ -147,10 +149,5 @@ func (p *pool) hopeful(m *member) bool {
 
 // kickAfter asks for a check in a while; one asked for already will do.
 func (m *member) kickAfter(d time.Duration) {
-	time.AfterFunc(d, func() {
-		select {
-		case m.kick <- struct{}{}:
-		default:
-		}
-	})
+	time.AfterFunc(d, m.ask)
 }

@@ -11,8 +11,12 @@ import (
 	"time"
 )
 
-// dialBudget bounds the search for a backend that accepts one connection.
-const dialBudget = 3 * time.Second
+const (
+	// dialBudget bounds the search for a backend that accepts one connection.
+	dialBudget = 3 * time.Second
+	// slowDial is how long a backend may take to accept one before it is checked.
+	slowDial = 50 * time.Millisecond
+)
 
 // The kernel finds a peer that vanished without a word after twice this long.
 const (
@@ -32,6 +36,8 @@ type pool struct {
 	cfg  Config // with defaults; members and local hold what may change
 	log  *slog.Logger
 	dial func(ctx context.Context, network, address string) (net.Conn, error)
+
+	pace pace // of all backends
 
 	mu      sync.Mutex
 	members []*member // never empty
@@ -53,9 +59,11 @@ type member struct {
 	suspect bool // a connect failed since the last check
 	load    int  // connections, and attempts at one
 	links   map[*link]struct{}
-	// falls counts how often the backend went down or was removed. It tells a
-	// connection made before such a moment from one made after it.
-	falls   int
+	// alive is when the last check began that found it ready.
+	alive time.Time
+	// fallen is closed, and made anew, when the backend goes down or is removed:
+	// who is connecting to it then must look further.
+	fallen  chan struct{}
 	problem string // of the last check
 	latency time.Duration
 }
@@ -101,12 +109,12 @@ func (p *pool) connect(ctx context.Context) (net.Conn, error) {
 	tried := map[*member]bool{}
 	var errs []error
 	for ctx.Err() == nil {
-		m, falls := p.acquire(tried)
+		m, fallen := p.acquire(tried)
 		if m == nil {
 			break
 		}
 		tried[m] = true
-		l, err := p.attempt(ctx, m, falls)
+		l, err := p.attempt(ctx, m, fallen)
 		if err == nil {
 			return l, nil
 		}
@@ -117,7 +125,7 @@ func (p *pool) connect(ctx context.Context) (net.Conn, error) {
 
 // acquire reserves a place at the best backend not tried yet, so that clients
 // arriving together spread. It returns nil when all have been tried.
-func (p *pool) acquire(tried map[*member]bool) (*member, int) {
+func (p *pool) acquire(tried map[*member]bool) (m *member, fallen <-chan struct{}) {
 	p.mu.Lock()
 	defer p.mu.Unlock()
 	candidates := make([]Candidate, len(p.members))
@@ -130,34 +138,66 @@ func (p *pool) acquire(tried map[*member]bool) (*member, int) {
 	for _, i := range Order(candidates, p.local, p.turn) {
 		if m := p.members[i]; !tried[m] {
 			m.load++
-			return m, m.falls
+			return m, m.fallen
 		}
 	}
-	return nil, 0
+	return nil, nil
 }
 
 // attempt turns a reserved place into a connection or gives it back.
-func (p *pool) attempt(ctx context.Context, m *member, falls int) (*link, error) {
-	ctx, cancel := context.WithTimeout(ctx, p.dialLimit())
-	defer cancel()
-	conn, err := p.dial(ctx, "tcp", m.Address)
-
+func (p *pool) attempt(ctx context.Context, m *member, fallen <-chan struct{}) (*link, error) {
+	conn, err := p.dialMember(ctx, m, fallen)
 	p.mu.Lock()
 	defer p.mu.Unlock()
 	switch {
+	case closed(fallen):
+		m.load--
+		closeAll(conn)
+		return nil, errors.New("went down or was removed while connecting")
 	case err != nil:
 		m.load--
 		m.doubt()
 		return nil, err
-	case m.falls != falls:
-		m.load--
-		closeAll(conn)
-		return nil, errors.New("went down or was removed while connecting")
 	}
 	l := &link{Conn: conn}
 	l.release = func() { p.release(m, l) }
 	m.links[l] = struct{}{}
 	return l, nil
+}
+
+// dialMember gives up when m falls. A machine without power swallows the first
+// packet of a connection as well as the last: who does not answer that at once
+// is checked.
+func (p *pool) dialMember(ctx context.Context, m *member, fallen <-chan struct{}) (net.Conn, error) {
+	ctx, cancel := context.WithTimeout(ctx, p.dialLimit())
+	defer cancel()
+	done := make(chan struct{})
+	defer close(done)
+	go func() {
+		slow := time.NewTimer(slowDial)
+		defer slow.Stop()
+		for {
+			select {
+			case <-done:
+				return
+			case <-fallen:
+				cancel()
+				return
+			case <-slow.C:
+				m.ask()
+			}
+		}
+	}()
+	return p.dial(ctx, "tcp", m.Address)
+}
+
+func closed(c <-chan struct{}) bool {
+	select {
+	case <-c:
+		return true
+	default:
+		return false
+	}
 }
 
 // dialLimit is the time for one attempt: even if all backends but the last
@@ -182,10 +222,21 @@ func (m *member) doubt() {
 		return
 	}
 	m.suspect = true
+	m.ask()
+}
+
+// ask wants m checked now.
+func (m *member) ask() {
 	select {
 	case m.kick <- struct{}{}:
 	default: // A check is asked for already.
 	}
+}
+
+// fall tells those who are connecting to m.
+func (m *member) fall() {
+	close(m.fallen)
+	m.fallen = make(chan struct{})
 }
 
 func (p *pool) doubted(m *member) bool {
@@ -227,6 +278,9 @@ func (p *pool) apply(m *member, r result, now time.Time) []event {
 	before := m.state
 	m.health = m.next(r.verdict, p.cfg.Fall, p.cfg.Rise, now)
 	m.suspect, m.latency, m.problem = false, r.latency, ""
+	if r.verdict == ready {
+		m.alive = now.Add(-r.latency)
+	}
 	if r.err != nil {
 		m.problem = r.err.Error()
 	}
@@ -248,7 +302,7 @@ func (m *member) turned(before State) event {
 	e := event{Backend: m.Backend, was: before, state: m.state, reason: m.problem}
 	switch m.state {
 	case Down:
-		m.falls++
+		m.fall()
 		e.cut = m.drop()
 	case Refused:
 		m.poke()
@@ -308,6 +362,13 @@ func (p *pool) better(m *member) time.Time {
 		}
 	}
 	return since
+}
+
+// dispensable tells whether m's clients have somewhere else to go.
+func (p *pool) dispensable(m *member) bool {
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	return !p.better(m).IsZero()
 }
 
 func (p *pool) anyHealthy() bool {

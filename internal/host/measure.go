@@ -6,6 +6,7 @@ import (
 	"fmt"
 	"os"
 	"path/filepath"
+	"syscall"
 	"time"
 
 	"golang.org/x/sys/unix"
@@ -100,4 +101,30 @@ func TryOverlay(dir string) (err error) {
 		}
 		return os.WriteFile(filepath.Join(path("root"), "file"), nil, 0o600)
 	})
+}
+
+// Exchange is how long ago bytes of the application went out on a TCP
+// connection, and came in; a side that never spoke counts from the connection's
+// start.
+type Exchange struct{ Sent, Received time.Duration }
+
+// LastExchange asks the kernel (tcp(7), TCP_INFO). It costs a system call and
+// does not block; it fails on a connection that is closed.
+func LastExchange(conn syscall.Conn) (Exchange, error) {
+	raw, err := conn.SyscallConn()
+	if err != nil {
+		return Exchange{}, err
+	}
+	var info *unix.TCPInfo
+	var inner error
+	err = raw.Control(func(fd uintptr) {
+		info, inner = unix.GetsockoptTCPInfo(int(fd), unix.IPPROTO_TCP, unix.TCP_INFO)
+	})
+	if err := errors.Join(err, inner); err != nil {
+		return Exchange{}, fmt.Errorf("cannot ask the kernel about a connection: %w", err)
+	}
+	return Exchange{
+		Sent:     time.Duration(info.Last_data_sent) * time.Millisecond,
+		Received: time.Duration(info.Last_data_recv) * time.Millisecond,
+	}, nil
 }

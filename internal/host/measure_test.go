@@ -9,7 +9,9 @@ import (
 	"path/filepath"
 	"slices"
 	"strings"
+	"syscall"
 	"testing"
+	"time"
 
 	"github.com/google/go-cmp/cmp"
 )
@@ -187,5 +189,55 @@ func TestControllers(t *testing.T) {
 	}
 	if _, err := Controllers([]Hierarchy{{Mount: unified + "/no", V2: true}}); err == nil {
 		t.Error("a hierarchy that is not there has controllers")
+	}
+}
+
+func TestLastExchange(t *testing.T) {
+	ln, err := net.Listen("tcp", "127.0.0.1:0")
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer ln.Close()
+	near, err := net.Dial("tcp", ln.Addr().String())
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer near.Close()
+	far, err := ln.Accept()
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer far.Close()
+	speak := func(from, to net.Conn) {
+		if _, err := from.Write([]byte("x")); err != nil {
+			t.Fatal(err)
+		}
+		if _, err := to.Read(make([]byte, 1)); err != nil {
+			t.Fatal(err)
+		}
+	}
+	look := func() Exchange {
+		last, err := LastExchange(near.(syscall.Conn))
+		if err != nil {
+			t.Fatal(err)
+		}
+		return last
+	}
+	speak(far, near)
+	for look().Received < 20*time.Millisecond { //nolint:revive // the kernel's clock is what is waited for
+	}
+	speak(near, far)
+	if last := look(); last.Sent >= last.Received {
+		t.Errorf("spoke last, and the kernel says %+v", last)
+	}
+	for look().Sent < 20*time.Millisecond { //nolint:revive // as above
+	}
+	speak(far, near)
+	if last := look(); last.Received >= last.Sent {
+		t.Errorf("was answered, and the kernel says %+v", last)
+	}
+	near.Close()
+	if _, err := LastExchange(near.(syscall.Conn)); err == nil {
+		t.Error("a closed connection is told about")
 	}
 }
