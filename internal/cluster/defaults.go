@@ -100,6 +100,7 @@ func (s *Spec) Default() {
 
 	s.Spec.expand()
 	s.Spec.address()
+	s.Spec.endpoint()
 }
 
 // expand turns counts into nodes.
@@ -136,12 +137,7 @@ func (b *Body) address() {
 	if err != nil || !network.Addr().Is4() || len(b.Nodes) > maxNodes {
 		return
 	}
-	used := map[netip.Addr]bool{}
-	for _, n := range b.Nodes {
-		if a, err := netip.ParseAddr(n.Address); err == nil {
-			used[a] = true
-		}
-	}
+	used := b.addresses()
 	for i := range b.Nodes {
 		n := &b.Nodes[i]
 		if n.Address != "" {

@@ -46,6 +46,7 @@ type Body struct {
 	Nodes     []Node `json:"nodes,omitempty"`
 
 	Network    Network    `json:"network"`
+	Endpoint   Endpoint   `json:"endpoint"`
 	DNS        DNS        `json:"dns"`
 	Etcd       Etcd       `json:"etcd"`
 	Kubernetes Kubernetes `json:"kubernetes"`

@@ -75,6 +75,7 @@ func (s *Spec) issues() []issue {
 	v.counts()
 	v.nodes()
 	v.network()
+	v.endpoint()
 	v.dns()
 	v.etcd()
 	v.kubernetes()

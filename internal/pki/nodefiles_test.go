@@ -1,11 +1,13 @@
 package pki
 
 import (
+	"crypto/x509"
 	"bytes"
 	"crypto/tls"
 	"encoding/base64"
 	"errors"
 	"io/fs"
+	"net"
 	"maps"
 	"path"
 	"slices"
@@ -126,6 +128,32 @@ func TestWorkerGetsNoPower(t *testing.T) {
 			if cert.Issuer.CommonName != want {
 				t.Errorf("%s is from %q, want %q", f.Path, cert.Issuer.CommonName, want)
 			}
+		}
+	}
+}
+
+// TestEndpointIsANameOfTheAPI: clients dial the one address, and whichever API
+// server they reach there must answer to it.
+func TestEndpointIsANameOfTheAPI(t *testing.T) {
+	s := newTestSet(t)
+	for address, named := range map[string]func(*x509.Certificate) bool{
+		"198.18.0.254": func(c *x509.Certificate) bool {
+			return slices.ContainsFunc(c.IPAddresses, net.IPv4(198, 18, 0, 254).Equal)
+		},
+		"api.example.org:8443": func(c *x509.Certificate) bool { return slices.Contains(c.DNSNames, "api.example.org") },
+	} {
+		spec := testSpec()
+		node, _ := spec.Node("cp2")
+		for _, want := range []bool{false, true} {
+			files, err := s.NodeFiles(spec, node, testNow)
+			if err != nil {
+				t.Fatal(err)
+			}
+			at := slices.IndexFunc(files, func(f File) bool { return f.Path == "pki/apiserver.crt" })
+			if got := named(certificates(t, files[at])[0]); got != want {
+				t.Errorf("%s in the certificate: %v, want %v", address, got, want)
+			}
+			spec.Spec.Endpoint.Address = address
 		}
 	}
 }

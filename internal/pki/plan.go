@@ -149,6 +149,13 @@ func (p *plan) nameAPIServer(spec *cluster.Spec, addresses map[string]netip.Addr
 		p.apiNames = append(p.apiNames, n.Name)
 		p.apiIPs = append(p.apiIPs, addresses[n.Name])
 	}
+	if host := spec.EndpointHost(); host != "" {
+		if a, err := netip.ParseAddr(host); err == nil {
+			p.apiIPs = append(p.apiIPs, a)
+		} else {
+			p.apiNames = append(p.apiNames, host)
+		}
+	}
 	return nil
 }
 
