@@ -46,7 +46,7 @@ func TestUnanswered(t *testing.T) {
 		"speaks, and hears nothing":         {5 * ms, 50 * ms, time.Second, true},
 		"waits, but not for long":           {5 * ms, 30 * ms, time.Second, false},
 		"has its answer":                    {60 * ms, 50 * ms, time.Second, false},
-		"both in the same tick":            {50 * ms, 50 * ms, time.Second, true},
+		"both in the same tick":             {50 * ms, 50 * ms, time.Second, true},
 		"a watch, quiet since it was alive": {700 * ms, 900 * ms, 400 * ms, false},
 		"nothing said for an hour":          {time.Hour, time.Hour, time.Second, false},
 	}

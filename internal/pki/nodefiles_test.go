@@ -1,14 +1,14 @@
 package pki
 
 import (
-	"crypto/x509"
 	"bytes"
 	"crypto/tls"
+	"crypto/x509"
 	"encoding/base64"
 	"errors"
 	"io/fs"
-	"net"
 	"maps"
+	"net"
 	"path"
 	"slices"
 	"strings"
