@@ -10,6 +10,7 @@ import (
 	"github.com/spf13/cobra"
 
 	"kuorum/internal/advise"
+	"kuorum/internal/agent"
 	"kuorum/internal/cluster"
 	"kuorum/internal/etcd"
 	"kuorum/internal/step"
@@ -45,8 +46,12 @@ voters that are left would be none. It needs a quorum itself.`,
 }
 
 func (w *etcdWork) remove(ctx context.Context, word string, force bool) error { //nolint:revive // the flag is the user's
-	now, m, err := w.member(ctx, word)
-	if err != nil {
+	var now advise.Etcd
+	var m advise.Member
+	if _, err := agent.Settled(ctx, func(ctx context.Context) (_ []cluster.Voter, err error) {
+		now, m, err = w.member(ctx, word)
+		return votersOf(now), err
+	}); err != nil {
 		return err
 	}
 	before, after := removalSums(now, m)
@@ -79,13 +84,19 @@ func (w *etcdWork) remove(ctx context.Context, word string, force bool) error { 
 
 // removalSums is the quorum now, and once the member is off the list.
 func removalSums(e advise.Etcd, m advise.Member) (before, after cluster.QuorumSum) {
+	voters := votersOf(e)
+	return cluster.SumOf(voters), cluster.Removed(voters, m.ID)
+}
+
+// votersOf are called by their IDs: a name may be there twice.
+func votersOf(e advise.Etcd) []cluster.Voter {
 	var voters []cluster.Voter
-	for _, other := range e.Members {
-		if !other.Learner {
-			voters = append(voters, cluster.Voter{Name: other.ID, Healthy: other.Healthy}) // a name may be there twice
+	for _, m := range e.Members {
+		if !m.Learner {
+			voters = append(voters, cluster.Voter{Name: m.ID, Healthy: m.Healthy})
 		}
 	}
-	return cluster.SumOf(voters), cluster.Removed(voters, m.ID)
+	return voters
 }
 
 func guardRemoval(m advise.Member, before, after cluster.QuorumSum) error {

@@ -13,6 +13,7 @@ import (
 	"github.com/spf13/cobra"
 
 	"kuorum/internal/advise"
+	"kuorum/internal/agent"
 	"kuorum/internal/cluster"
 	"kuorum/internal/lab"
 	"kuorum/internal/step"
@@ -107,11 +108,13 @@ type quorumGuard struct {
 // check asks the machines now. Between its answer and the stop another voter
 // may fail: no guard can prevent that.
 func (g *quorumGuard) check(ctx context.Context) error {
-	status, err := g.lab.Status(ctx)
+	voters, err := agent.Settled(ctx, func(ctx context.Context) ([]cluster.Voter, error) {
+		status, err := g.lab.Status(ctx)
+		return advise.Voters(g.lab.Nodes(), status.Reports()), err
+	})
 	if err != nil {
 		return err
 	}
-	voters := advise.Voters(g.lab.Nodes(), status.Reports())
 	g.before, g.after = cluster.SumOf(voters), cluster.Without(voters, g.node)
 	if g.force {
 		return nil

@@ -10,6 +10,7 @@ import (
 	"time"
 
 	"kuorum/internal/advise"
+	"kuorum/internal/agent"
 	"kuorum/internal/cluster"
 	"kuorum/internal/etcd"
 )
@@ -236,7 +237,12 @@ func unknownNode(spec *cluster.Spec, name string) error {
 // guard is the quorum before and after the removal, and an error when that
 // must not be.
 func (s *Service) guard(ctx context.Context, spec *cluster.Spec, node cluster.Node, force bool) (Removed, error) { //nolint:revive // the flag is the user's
-	voters := advise.Voters(spec, s.Agents.Reports(ctx, spec.Spec.Nodes))
+	voters, err := agent.Settled(ctx, func(ctx context.Context) ([]cluster.Voter, error) {
+		return advise.Voters(spec, s.Agents.Reports(ctx, spec.Spec.Nodes)), nil
+	})
+	if err != nil {
+		return Removed{}, err
+	}
 	sums := Removed{Before: cluster.SumOf(voters), After: cluster.Removed(voters, node.Name)}
 	if !spec.HasMember(node) { // a voter of that name would be somebody else's
 		sums.After = sums.Before
