@@ -46,8 +46,9 @@ type ComponentStatus struct {
 // EtcdStatus is one etcd member as it sees itself and the others. A member
 // without a quorum answers all of it as well: nothing here needs consensus.
 type EtcdStatus struct {
-	Error   string `json:"error,omitempty"` // why the member does not answer; all else is empty then
-	ID      string `json:"id"`              // hexadecimal, as etcdctl prints it
+	Error   string `json:"error,omitempty"`   // why the member does not answer; all else but Old is empty then
+	ID      string `json:"id"`                // hexadecimal, as etcdctl prints it
+	Cluster string `json:"cluster,omitempty"` // its cluster's ID
 	Learner bool   `json:"learner"`
 	Leader  string `json:"leader,omitempty"` // ID; empty: it knows of none
 	Version string `json:"version"`
@@ -70,6 +71,21 @@ type EtcdStatus struct {
 	// Heartbeat and ElectionTimeout are the timers that it was started with.
 	Heartbeat       Duration `json:"heartbeat"`
 	ElectionTimeout Duration `json:"electionTimeout"`
+	// Old is why the node does not start it; nil: it does.
+	Old *OldData `json:"old,omitempty"`
+}
+
+// OldData tells that a member's data directory is an older copy of what it was.
+type OldData struct {
+	Has uint64    `json:"has"` // the last entry of its log
+	Had uint64    `json:"had"` // an entry that it is known to have had
+	At  time.Time `json:"at"`  // when that was seen
+}
+
+// Why is the sentence for people.
+func (o OldData) Why() string {
+	return fmt.Sprintf("its log ends at entry %d; it had %d at %s. An older copy was put back: it no longer has what it has acknowledged",
+		o.Has, o.Had, o.At.UTC().Format(time.RFC3339))
 }
 
 // EtcdAlarm is an alarm that stays until somebody disarms it.
