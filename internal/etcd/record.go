@@ -6,6 +6,7 @@ import (
 	"slices"
 	"time"
 
+	pb "go.etcd.io/etcd/api/v3/etcdserverpb"
 	"go.etcd.io/etcd/api/v3/mvccpb"
 	clientv3 "go.etcd.io/etcd/client/v3"
 
@@ -49,6 +50,28 @@ func (c *Client) Records(ctx context.Context, prefix string) ([]Record, error) {
 		return nil
 	})
 	return records, err
+}
+
+// Local lists the keys with a prefix, in their order, as the member at the first
+// endpoint has them. It needs no quorum, so that they may be old, and takes a second at
+// most; a member that does not run fails it at once.
+func (c *Client) Local(ctx context.Context, prefix string) ([]Record, error) {
+	limited, cancel := context.WithTimeout(ctx, askWait)
+	defer cancel()
+	wait := timeLeft(limited)
+	m := c.members[0]
+	// Past clientv3, as in maintenance.
+	got, err := pb.NewKVClient(m.client.ActiveConnection()).Range(limited, &pb.RangeRequest{
+		Key: []byte(prefix), RangeEnd: []byte(clientv3.GetPrefixRangeEnd(prefix)), Serializable: true,
+	})
+	if err != nil {
+		return nil, fmt.Errorf("cannot read %s in etcd: it %s", prefix, m.reason(err, wait))
+	}
+	var records []Record
+	for _, kv := range got.Kvs {
+		records = append(records, recordOf(kv))
+	}
+	return records, nil
 }
 
 // Count is how many keys have a prefix, as a quorum has them.

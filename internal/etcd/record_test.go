@@ -3,7 +3,9 @@ package etcd
 import (
 	"context"
 	"errors"
+	"fmt"
 	"slices"
+	"strings"
 	"testing"
 	"time"
 )
@@ -51,6 +53,34 @@ func TestRecords(t *testing.T) {
 	if err := <-ended; !errors.Is(err, context.Canceled) {
 		t.Errorf("the watch ended with %v", err)
 	}
+}
+
+// TestLocal: a member tells what it has without the others, and one that does not run
+// holds nobody up.
+func TestLocal(t *testing.T) {
+	t.Parallel()
+	servers := startCluster(t, 3, "--unsafe-no-fsync")
+	c := dialTo(t, nil, servers[0])
+	put(t, c, "/t/a", "1")
+	put(t, c, "/t/b", "2")
+	put(t, c, "/u", "3")
+	servers[1].kill()
+	servers[2].kill()
+	records, err := c.Local(within(t, patience), "/t/")
+	if err != nil || len(records) != 2 || records[1].Key != "/t/b" || string(records[1].Value) != "2" {
+		t.Errorf("got %+v, %v", records, err)
+	}
+	servers[0].kill()
+	waitFor(t, "the connection to be gone", func() error {
+		begun := time.Now()
+		if _, err = c.Local(t.Context(), "/t/"); err == nil || !strings.Contains(err.Error(), "cannot read /t/ in etcd: it ") {
+			return fmt.Errorf("got %w", err)
+		}
+		if took := time.Since(begun); took > askWait/2 {
+			return fmt.Errorf("it took %v", took)
+		}
+		return nil
+	})
 }
 
 // TestFollowCount: it tells of what is there, of what comes, and of what goes,

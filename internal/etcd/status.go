@@ -102,6 +102,7 @@ func timeLeft(ctx context.Context) time.Duration {
 func statusOf(answer *pb.StatusResponse) cluster.EtcdStatus {
 	status := cluster.EtcdStatus{
 		ID:           hex(answer.Header.GetMemberId()),
+		Cluster:      hex(answer.Header.GetClusterId()),
 		Learner:      answer.IsLearner,
 		Version:      answer.Version,
 		Term:         answer.RaftTerm,

@@ -25,6 +25,7 @@ func TestStatusOfAHealthyMember(t *testing.T) {
 	got := c.Status(within(t, patience))
 	want := cluster.EtcdStatus{
 		ID:         got.Members[0].ID,
+		Cluster:    got.Cluster,
 		Leader:     got.ID,
 		Version:    "3.6.16",
 		Revision:   3,
@@ -34,6 +35,11 @@ func TestStatusOfAHealthyMember(t *testing.T) {
 	moving := cmpopts.IgnoreFields(cluster.EtcdStatus{}, "Term", "RaftIndex", "AppliedIndex", "DBBytes", "DBUsedBytes")
 	if diff := cmp.Diff(want, got, moving); diff != "" {
 		t.Errorf("status differs (-want +got):\n%s", diff)
+	}
+	list, err := c.members[0].client.MemberList(within(t, patience))
+	mustDo(t, err)
+	if want := hex(list.Header.ClusterId); got.Cluster != want || got.Cluster == got.ID {
+		t.Errorf("the cluster's ID is %q, want %q", got.Cluster, want)
 	}
 	if got.Term == 0 || got.AppliedIndex < 3 || got.RaftIndex < got.AppliedIndex || got.DBUsedBytes == 0 || got.DBBytes < got.DBUsedBytes {
 		t.Errorf("figures make no sense: %+v", got)
