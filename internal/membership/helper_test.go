@@ -201,7 +201,7 @@ func (w *world) now(t *testing.T) *cluster.Spec {
 // all members.
 func (w *world) left(t *testing.T) (keys, urls []string) {
 	t.Helper()
-	for _, prefix := range []string{joinPrefix, alivePrefix, leavePrefix} {
+	for _, prefix := range []string{joinPrefix, alivePrefix, leavePrefix, markPrefix} {
 		records, err := w.service.Etcd.Records(within(t), prefix)
 		must(t, err)
 		for _, r := range records {

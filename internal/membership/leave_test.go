@@ -5,7 +5,10 @@ import (
 	"testing"
 	"time"
 
+	"github.com/google/go-cmp/cmp"
+
 	"kuorum/internal/cluster"
+	"kuorum/internal/datadir"
 )
 
 // struck is a world whose server cp2 was struck off the list, and whoever did
@@ -37,6 +40,7 @@ func TestInterruptedRemoval(t *testing.T) {
 		"swept": func(w *world) error { return w.service.sweepLeaves(within(t), time.Now().Add(time.Hour)) },
 	} {
 		w, _ := struck(t)
+		must(t, w.service.Register.Mark(within(t), "cp2", datadir.Mark{Member: "a2"})) // it lives still
 		must(t, w.service.sweepLeaves(within(t), time.Now()))
 		if keys, urls := w.left(t); len(urls) != 2 || !slices.Contains(keys, leavePrefix+"cp2") {
 			t.Fatalf("%s: swept at once: %q %q", name, keys, urls)
@@ -69,5 +73,27 @@ func TestRemovalSparesTheNextJoin(t *testing.T) {
 	}
 	if _, ok := w.now(t).Node("cp2"); !ok {
 		t.Error("it is no node any more")
+	}
+}
+
+// TestMarks are read without a quorum, each node's newest.
+func TestMarks(t *testing.T) {
+	t.Parallel()
+	w := newWorld(t, 1)
+	register := w.service.Register
+	if got, err := register.Marks(within(t)); err != nil || len(got) != 0 {
+		t.Errorf("before the first: %+v, %v", got, err)
+	}
+	one := datadir.Mark{Cluster: "c1", Member: "a1", Index: 7, At: time.Date(2026, 5, 4, 12, 0, 0, 0, time.UTC)}
+	two := one
+	two.Member = "a2"
+	must(t, register.Mark(within(t), "cp1", one))
+	must(t, register.Mark(within(t), "cp2", two))
+	one.Index = 9
+	must(t, register.Mark(within(t), "cp1", one))
+	got, err := register.Marks(within(t))
+	must(t, err)
+	if diff := cmp.Diff([]datadir.Mark{one, two}, got); diff != "" {
+		t.Errorf("(-want +got):\n%s", diff)
 	}
 }

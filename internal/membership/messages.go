@@ -22,6 +22,7 @@ const (
 	RejoinPath   = "/v1/rejoin"        // POST RejoinRequest, answers a component.InitialCluster; as that node
 	RebuildPath  = "/v1/rebuild"       // POST; this very node gets a new member in place of its own; as itself, a server or an administrator
 	LeavePath    = "/v1/leave"         // POST; stops this very node and puts it away, without a word to the others; as itself or an administrator
+	MarksPath    = "/v1/etcd/marks"    // GET, answers []datadir.Mark, as the node's own member has them; as a node
 	RevokePath   = "/v1/tokens/revoke" // POST TokenID; as a server or an administrator
 )
 

@@ -15,6 +15,7 @@ import (
 	"time"
 
 	"kuorum/internal/cluster"
+	"kuorum/internal/datadir"
 	"kuorum/internal/etcd"
 )
 
@@ -26,6 +27,7 @@ const (
 	joinPrefix  = "/kuorum/joins/"     // NAME: a join, until it has come to its end
 	alivePrefix = "/kuorum/alive/"     // NAME: goes when nobody works on that join any more
 	leavePrefix = "/kuorum/leaves/"    // NAME: a removal, until its member is gone
+	markPrefix  = "/kuorum/marks/"     // NAME: how far the etcd member of a node was
 	tokenPrefix = "/kuorum/tokens/"
 	turnKey     = "/kuorum/turn"    // name of the node that replaces components
 	sweeperKey  = "/kuorum/sweeper" // name of the server that cleans up, where none has etcd's leader
@@ -297,6 +299,32 @@ func (r *Register) EndTurn(ctx context.Context, name string) error {
 	}
 	_, err = r.etcd.Commit(ctx, "end a turn", etcd.Change{Key: turnKey, If: record.Revision})
 	return err
+}
+
+// Mark notes how far the etcd member of a node was.
+func (r *Register) Mark(ctx context.Context, node string, m datadir.Mark) error {
+	value, err := encode(m)
+	if err != nil {
+		return err
+	}
+	_, err = r.etcd.Commit(ctx, "note how far the etcd of "+node+" was", etcd.Change{Key: markPrefix + node, Value: value, Always: true})
+	return err
+}
+
+// Marks lists the notes about all nodes as the member at the client's first endpoint
+// has them, without a quorum and within a second.
+func (r *Register) Marks(ctx context.Context) ([]datadir.Mark, error) {
+	records, err := r.etcd.Local(ctx, markPrefix)
+	if err != nil {
+		return nil, err
+	}
+	marks := make([]datadir.Mark, len(records))
+	for i, record := range records {
+		if err := json.Unmarshal(record.Value, &marks[i]); err != nil {
+			return nil, fmt.Errorf("cannot read %s in etcd: %w", record.Key, err)
+		}
+	}
+	return marks, nil
 }
 
 // join is one under way.

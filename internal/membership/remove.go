@@ -191,7 +191,9 @@ func (s *Service) finishLeave(ctx context.Context, l leave) error {
 	if err := s.removeMembers(ctx, l.Node, l.Members); err != nil {
 		return err
 	}
-	if _, err := s.Etcd.Commit(ctx, "finish the removal of "+l.Node.Name, etcd.Change{Key: leavePrefix + l.Node.Name, Always: true}); err != nil {
+	_, err := s.Etcd.Commit(ctx, "finish the removal of "+l.Node.Name,
+		etcd.Change{Key: leavePrefix + l.Node.Name, Always: true}, etcd.Change{Key: markPrefix + l.Node.Name, Always: true})
+	if err != nil {
 		return err
 	}
 	s.Log.Info("a node was removed", "node", l.Node.Name)

@@ -8,6 +8,7 @@ import (
 	"github.com/google/go-cmp/cmp"
 
 	"kuorum/internal/cluster"
+	"kuorum/internal/datadir"
 	"kuorum/internal/etcd"
 	"kuorum/internal/pki"
 )
@@ -43,6 +44,7 @@ func TestSweep(t *testing.T) {
 	if keys, urls := w.left(t); len(keys) != 4 || len(urls) != 2 {
 		t.Fatalf("a join that lives was taken back: %q %q", keys, urls)
 	}
+	must(t, w.service.Register.Mark(within(t), "cp2", datadir.Mark{Member: "a2"}))
 	w.falls(t, "cp2")
 	must(t, w.service.sweep(within(t)))
 	keys, urls := w.left(t)

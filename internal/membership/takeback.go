@@ -61,7 +61,7 @@ func (s *Service) takeBack(ctx context.Context, j join, revision int64) error {
 			return spec, changes, nil
 		}
 		next, err := before(spec, j)
-		return next, changes, err
+		return next, append(changes, etcd.Change{Key: markPrefix + j.Name, Always: true}), err
 	})
 	if errors.Is(err, errSettled) {
 		return nil
