@@ -19,6 +19,9 @@ const (
 	EtcdMetrics = "http://127.0.0.1:2381"
 )
 
+// EtcdData is the data directory of a node's own member.
+const EtcdData = VarDir + "/etcd"
+
 // Ports of etcd: for clients on other machines, and between members.
 const (
 	PortEtcdClient = 2379
@@ -112,7 +115,7 @@ func etcd(m Machine) Component {
 		Path: m.bin("etcd"),
 		Args: []string{
 			"--name=" + m.Node.Name,
-			"--data-dir=" + filepath.Join(VarDir, "etcd"),
+			"--data-dir=" + EtcdData,
 			"--listen-client-urls=" + client + "," + EtcdClient,
 			"--advertise-client-urls=" + client,
 			"--listen-peer-urls=" + peer,
@@ -137,7 +140,7 @@ func etcd(m Machine) Component {
 			// differs must not serve (etcd issue 13766).
 			"--feature-gates=InitialCorruptCheck=true,CompactHashCheck=true",
 		},
-		Dirs:        []string{filepath.Join(VarDir, "etcd")},
+		Dirs:        []string{EtcdData},
 		Ready:       httpReady(EtcdMetrics + "/readyz"),
 		StopTimeout: 15 * time.Second,
 		// With a small heap and one of two processors it takes 0.7 times the writes.

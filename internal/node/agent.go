@@ -182,6 +182,7 @@ func (a *Agent) connect() error {
 		if a.member, err = newMember(a.machine.Spec.Spec.Etcd); err != nil {
 			return err
 		}
+		a.member.data = a.newGuard()
 	}
 	if a.machine.Node.Role == cluster.RoleServer {
 		latest := a.machine
@@ -338,7 +339,7 @@ func (a *Agent) work(group *errgroup.Group, ctx context.Context) { //nolint:revi
 	}
 	background(group, ctx, a.followSpec, a.finishJoin, a.renewCertificates, a.followMoves, a.takeTurns)
 	if a.member != nil {
-		background(group, ctx, a.member.metrics.Run)
+		background(group, ctx, a.member.metrics.Run, a.keepMarks)
 	}
 	if a.server != nil {
 		group.Go(func() error { return a.applyObjects(ctx) })

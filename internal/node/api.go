@@ -15,6 +15,7 @@ import (
 
 	"kuorum/internal/agent"
 	"kuorum/internal/cluster"
+	"kuorum/internal/datadir"
 	"kuorum/internal/membership"
 	"kuorum/internal/pki"
 	"kuorum/internal/relocation"
@@ -114,6 +115,9 @@ func (a *Agent) membersAPI() http.Handler {
 		mux.Handle("/", a.server.owned(more))
 	}
 	if a.member != nil {
+		mux.HandleFunc("GET "+membership.MarksPath, serve(func(r *http.Request, _ nothing) ([]datadir.Mark, error) {
+			return membership.NewRegister(a.member.etcd).Marks(r.Context())
+		}))
 		mux.HandleFunc("POST "+membership.RebuildPath, serve(func(r *http.Request, _ nothing) (nothing, error) {
 			if err := a.mayRebuild(r); err != nil {
 				return nothing{}, err

@@ -5,14 +5,18 @@ import (
 	"crypto/tls"
 	"errors"
 	"fmt"
+	"io/fs"
 	"net/http"
+	"os"
 	"path/filepath"
 	"sync"
 	"sync/atomic"
+	"time"
 
 	"kuorum/internal/agent"
 	"kuorum/internal/cluster"
 	"kuorum/internal/component"
+	"kuorum/internal/datadir"
 	"kuorum/internal/etcd"
 	"kuorum/internal/kubeapi"
 	"kuorum/internal/membership"
@@ -25,6 +29,7 @@ type member struct {
 	etcd    *etcd.Client
 	metrics *etcd.MetricsWatch
 	timers  cluster.Etcd // that it was started with
+	data    *datadir.Guard
 }
 
 func newMember(timers cluster.Etcd) (*member, error) {
@@ -43,6 +48,9 @@ func (m *member) status(ctx context.Context) *cluster.EtcdStatus {
 	both.Go(func() { recent = m.metrics.Recent(ctx) })
 	both.Wait()
 	status.Heartbeat, status.ElectionTimeout = m.timers.Heartbeat, m.timers.ElectionTimeout
+	if m.data != nil {
+		status.Old = m.data.Old()
+	}
 	if status.Error == "" {
 		status.FsyncP99, status.PeerRTT = cluster.Duration(recent.FsyncP99), cluster.Duration(recent.PeerRTT)
 	}
@@ -185,14 +193,15 @@ func (a *Agent) claim(ctx context.Context) {
 	})
 }
 
-// holdBack keeps the API server from starting on another cluster's data.
+// holdBack keeps the API server from starting on another cluster's data, and etcd
+// from starting on older data than it had.
 func (a *Agent) holdBack(processes []supervise.Process) []supervise.Process {
-	if a.server == nil || a.server.external == nil {
-		return processes
-	}
 	for i := range processes {
-		if processes[i].Name == "kube-apiserver" {
-			processes[i].May = func(context.Context) error { return a.server.external.known() }
+		switch p := &processes[i]; {
+		case p.Name == "kube-apiserver" && a.server != nil && a.server.external != nil:
+			p.May = func(context.Context) error { return a.server.external.known() }
+		case p.Name == "etcd" && a.member != nil && a.member.data != nil:
+			p.May = a.member.data.May
 		}
 	}
 	return processes
@@ -211,4 +220,126 @@ func (s *server) owned(next http.Handler) http.Handler {
 		}
 		next.ServeHTTP(w, r)
 	})
+}
+
+const (
+	// markFile says how far the node's member was, acceptFile that its owner takes older
+	// data than that. Both are beside etcd's data directory, not in it.
+	markFile   = component.VarDir + "/etcd-mark.json"
+	acceptFile = component.VarDir + "/etcd-accept-old-data"
+	markEvery  = 30 * time.Second
+	// marksWait is what others get to say how far this node's member was, before etcd
+	// starts. Once one has answered the rest get marksMore: etcd has told all the same.
+	marksWait = 700 * time.Millisecond
+	marksMore = 100 * time.Millisecond
+)
+
+func (a *Agent) newGuard() *datadir.Guard {
+	return &datadir.Guard{
+		Node: a.machine.Node.Name, Dir: component.EtcdData, Mark: markFile, Accept: acceptFile,
+		Voters: func() int { return len(a.spec.Load().EtcdNodes()) }, Others: a.othersMarks, Log: a.options.Log,
+	}
+}
+
+// othersMarks asks the other nodes with members at once. Whoever does not answer has
+// no mark: a cluster that starts as a whole must not wait for itself.
+func (a *Agent) othersMarks(ctx context.Context) []datadir.Mark {
+	limited, cancel := context.WithTimeout(ctx, marksWait)
+	defer cancel()
+	var all sync.WaitGroup
+	var mu sync.Mutex
+	var marks []datadir.Mark
+	for _, n := range a.spec.Load().EtcdNodes() {
+		if n.Name == a.machine.Node.Name {
+			continue
+		}
+		all.Go(func() {
+			var told []datadir.Mark
+			if err := a.agents.Call(limited, n.Address, membership.MarksPath, nil, &told); err != nil {
+				return
+			}
+			time.AfterFunc(marksMore, cancel)
+			mu.Lock()
+			defer mu.Unlock()
+			marks = append(marks, told...)
+		})
+	}
+	all.Wait()
+	return marks
+}
+
+// keepMarks notes now and then how far the node's member is.
+func (a *Agent) keepMarks(ctx context.Context) {
+	register := membership.NewRegister(a.member.etcd)
+	m := marker{file: markFile, accept: acceptFile, look: a.lookAtMember, tell: func(ctx context.Context, mark datadir.Mark) error {
+		return register.Mark(ctx, a.machine.Node.Name, mark)
+	}}
+	tick := time.NewTicker(markEvery)
+	defer tick.Stop()
+	for {
+		limited, cancel := context.WithTimeout(ctx, askPatience)
+		if err := m.turn(limited); err != nil {
+			a.options.Log.Debug("cannot note how far etcd is", "error", err)
+		}
+		cancel()
+		select {
+		case <-ctx.Done():
+			return
+		case <-tick.C:
+		}
+	}
+}
+
+// lookAtMember is what the node's member says, and the process that has said so; 0
+// if that is not known.
+func (a *Agent) lookAtMember(ctx context.Context) (int, cluster.EtcdStatus) {
+	before := a.etcdProcess()
+	status := a.member.etcd.Status(ctx)
+	if a.etcdProcess() != before {
+		return 0, status
+	}
+	return before, status
+}
+
+func (a *Agent) etcdProcess() int {
+	for _, s := range a.supervisor.States() {
+		if s.Name == "etcd" {
+			return s.PID
+		}
+	}
+	return 0
+}
+
+// marker notes how far a member is: in a file, and in etcd for the case that the
+// machine's whole disk is put back.
+type marker struct {
+	file, accept string
+	look         func(context.Context) (process int, status cluster.EtcdStatus)
+	tell         func(context.Context, datadir.Mark) error
+
+	saved datadir.Saved
+	mark  datadir.Mark // the last one
+	told  bool
+}
+
+// turn looks once. Without a quorum nobody can be told; the next turn tries again.
+func (m *marker) turn(ctx context.Context) error {
+	process, s := m.look(ctx)
+	if process == 0 || s.Error != "" {
+		return nil
+	}
+	if index, ok := m.saved.See(process, s.RaftIndex); ok {
+		m.mark, m.told = datadir.Mark{Cluster: s.Cluster, Member: s.ID, Index: index, At: time.Now().UTC().Truncate(time.Second)}, false
+	}
+	if m.mark.Member != s.ID || m.told {
+		return nil
+	}
+	if err := errors.Join(datadir.WriteMark(m.file, m.mark), m.tell(ctx, m.mark)); err != nil {
+		return err
+	}
+	m.told = true
+	if err := os.Remove(m.accept); err != nil && !errors.Is(err, fs.ErrNotExist) { // the marks are of the data that runs
+		return fmt.Errorf("cannot remove %s: %w", m.accept, err)
+	}
+	return nil
 }

@@ -178,10 +178,15 @@ func refuse(w http.ResponseWriter, err error) {
 }
 
 // mayRebuild is nil when the caller may have this node's member replaced. A
-// server asks etcd who is one; an etcd node goes by its own cluster.yaml.
+// server asks etcd who is one; an etcd node goes by its own cluster.yaml, and so does
+// a server whose member does not answer, as one that is to be replaced may not.
 func (a *Agent) mayRebuild(r *http.Request) error {
 	if a.server != nil {
-		return a.server.speaksFor(r, a.machine.Node.Name)
+		err := a.server.speaksFor(r, a.machine.Node.Name)
+		problem, ok := errors.AsType[*cluster.Problem](err)
+		if err == nil || !ok || problem.ExitCode() != cluster.ExitNoQuorum {
+			return err
+		}
 	}
 	if a.fromServer(r) {
 		return nil

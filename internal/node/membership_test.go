@@ -96,11 +96,18 @@ func newRoutes(t *testing.T) *routes {
 
 func startEtcd(t *testing.T) *etcd.Client {
 	t.Helper()
+	client, _ := startEtcdIn(t, t.TempDir())
+	return client
+}
+
+// startEtcdIn gives it a data directory; it ends with the returned function, or with the test.
+func startEtcdIn(t *testing.T, dir string) (client *etcd.Client, end func()) {
+	t.Helper()
 	if _, err := os.Stat(etcdBinary); err != nil {
 		t.Fatalf("run make bundle first: %v", err)
 	}
 	at := fmt.Sprintf("http://127.%d.%d.1:", 2+rand.N(250), rand.N(256))
-	cmd := exec.CommandContext(context.WithoutCancel(t.Context()), etcdBinary, "--name=cp1", "--data-dir="+t.TempDir(), "--unsafe-no-fsync",
+	cmd := exec.CommandContext(context.WithoutCancel(t.Context()), etcdBinary, "--name=cp1", "--data-dir="+dir, "--unsafe-no-fsync",
 		"--listen-client-urls="+at+"2379", "--advertise-client-urls="+at+"2379", "--listen-peer-urls="+at+"2380",
 		"--initial-advertise-peer-urls="+at+"2380", "--initial-cluster=cp1="+at+"2380", "--heartbeat-interval=20", "--election-timeout=200")
 	cmd.SysProcAttr = &syscall.SysProcAttr{Pdeathsig: syscall.SIGKILL}
@@ -111,8 +118,9 @@ func startEtcd(t *testing.T) *etcd.Client {
 	if err != nil {
 		t.Fatal(err)
 	}
-	t.Cleanup(func() { _, _, _ = client.Close(), cmd.Process.Kill(), cmd.Wait() })
-	return client
+	end = func() { _, _ = cmd.Process.Kill(), cmd.Wait() }
+	t.Cleanup(func() { _ = client.Close(); end() })
+	return client, end
 }
 
 func waitSeeded(t *testing.T, register *membership.Register, spec *cluster.Spec) {

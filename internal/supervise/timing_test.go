@@ -343,5 +343,9 @@ func TestMayHoldsBack(t *testing.T) {
 		if st := s.States()[0]; st.Phase != PhaseWaiting || st.PID != 0 {
 			t.Errorf("it started again though it may not: %+v", st)
 		}
+	}, func(t *testing.T, s *Supervisor) {
+		if err := s.Stop(t.Context()); err != nil || s.States()[0].Phase != PhaseStopped {
+			t.Errorf("what is held back holds the end up: %v, %+v", err, s.States()[0])
+		}
 	})
 }
