@@ -18,6 +18,23 @@ func memberScenes() []scene {
 			w.learner("cp4")
 			w.lose("cp4")
 		}, state: cluster.StateDegraded, want: []string{"warning node-unreachable cp4"}},
+		{name: "an older copy of a member's data", change: func(w *world) { w.putBack("cp3") }, state: cluster.StateDegraded, want: []string{"critical etcd-data-old cp3"}},
+		{name: "an older copy, and no quorum", change: func(w *world) {
+			w.putBack("cp3")
+			w.lose("cp2")
+			w.follow("", 6, "cp1")
+			w.blockServer("cp1")
+		}, state: cluster.StateNoQuorum, want: []string{"critical no-quorum", "critical node-unreachable cp2", "critical etcd-data-old cp3"}},
+		{name: "older copies of two of three", change: func(w *world) {
+			w.putBack("cp2")
+			w.putBack("cp3")
+			w.follow("", 6, "cp1")
+			w.blockServer("cp1")
+		}, state: cluster.StateNoQuorum, want: []string{"critical no-quorum", "critical etcd-data-old cp2", "critical etcd-data-old cp3"}},
+		{name: "an older copy of a member that was removed", change: func(w *world) {
+			w.putBack("cp3")
+			w.remove("cp3")
+		}, state: cluster.StateDegraded, want: []string{"warning etcd-not-a-member cp3", "info etcd-even"}},
 		{name: "a voter that does not know it", change: func(w *world) { w.etcd("cp3").Learner = true }, state: cluster.StateDegraded, want: []string{"warning etcd-behind cp3"}},
 		{name: "a voter far behind", change: func(w *world) { w.etcd("cp3").AppliedIndex = 94_999 }, state: cluster.StateDegraded, want: []string{"warning etcd-behind cp3"}},
 		{name: "a voter a little behind", change: func(w *world) { w.etcd("cp3").AppliedIndex = 95_000 }, state: cluster.StateHealthy},
@@ -62,6 +79,14 @@ func memberScenes() []scene {
 			w.etcd("cp1").Members = []cluster.EtcdMember{{ID: "f00", Name: "cp1"}}
 		}, state: cluster.StateDegraded, want: []string{"warning etcd-not-a-member cp2", "warning etcd-not-a-member cp3"}},
 	}
+}
+
+// putBack gives a server an older copy of its member's data.
+func (w *world) putBack(node string) {
+	w.t.Helper()
+	w.silence(node)
+	w.etcd(node).Old = &cluster.OldData{Has: 90_000, Had: 99_990, At: noon().Add(-time.Hour)}
+	w.phase(node, "waiting", "etcd", "kube-apiserver", "kube-controller-manager", "kube-scheduler")
 }
 
 // unstarted takes the name of a node's member away, as it is before its first

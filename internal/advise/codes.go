@@ -9,6 +9,7 @@ const (
 	codeComponentDown       = "component-down"
 	codeComponentCrashLoop  = "component-crash-loop"
 	codeEtcdDown            = "etcd-down"
+	codeEtcdDataOld         = "etcd-data-old"
 	codeEtcdNoLeader        = "etcd-no-leader"
 	codeEtcdLearner         = "etcd-learner"
 	codeEtcdNeverStarted    = "etcd-never-started"

@@ -144,6 +144,9 @@ func (v *view) neverStarted(m member) cluster.Finding {
 func (v *view) silent(m member) []cluster.Finding {
 	r := v.report(m.node)
 	phase := phaseOf(*r.Status, etcd)
+	if old := oldData(r); old != nil && !astray(r) {
+		return []cluster.Finding{v.dataOld(m.node, *old)}
+	}
 	if astray(r) || phase == phaseBackoff || phase == phaseStarting && !v.sum.Holds() {
 		return nil
 	}
@@ -155,6 +158,31 @@ func (v *view) silent(m member) []cluster.Finding {
 		Why:      etcdError(r),
 		Do:       "kuorum logs " + m.node + " etcd",
 	}}
+}
+
+// oldData is why a node that answers does not start its etcd; nil: it does.
+func oldData(r cluster.NodeReport) *cluster.OldData {
+	if !answered(r) || r.Status.Etcd == nil {
+		return nil
+	}
+	return r.Status.Etcd.Old
+}
+
+// dataOld is a node that got an older copy of its data. Only a quorum can replace its
+// member.
+func (v *view) dataOld(node string, old cluster.OldData) cluster.Finding {
+	f := cluster.Finding{
+		Code:     codeEtcdDataOld,
+		Severity: cluster.SeverityCritical,
+		Node:     node,
+		What:     fmt.Sprintf("etcd of %s does not start: its data is older than what it had", node),
+		Why:      old.Why(),
+		Do:       "kuorum etcd rebuild " + node,
+	}
+	if !v.sum.Holds() {
+		f.Do = "Bring back the other voters, then: " + f.Do
+	}
+	return f
 }
 
 func (v *view) learner(m member) cluster.Finding {

@@ -66,6 +66,9 @@ func (v *view) absence(m member) string {
 	case faultNeverStarted:
 		return "has never started"
 	case faultSilent:
+		if oldData(r) != nil {
+			return "does not start etcd: its data is older than what it had"
+		}
 		return "runs no etcd that answers: " + etcdError(r)
 	case faultReplaced, faultNotMember:
 		if v.best == nil {
@@ -91,10 +94,14 @@ func (v *view) position(s *cluster.EtcdStatus) string {
 // regain is how the quorum comes back: machines at other addresses and machines
 // that are off first, then what the logs say.
 func (v *view) regain() string {
-	var off, logs, moved []string
+	var off, logs, old, moved []string
 	for _, m := range v.missing() {
 		if r := v.report(m.node); astray(r) && len(r.Status.Addresses) > 0 {
 			moved = append(moved, m.node+"="+r.Status.Addresses[0])
+			continue
+		}
+		if oldData(v.report(m.node)) != nil { // its log says nothing: it does not start
+			old = append(old, m.node)
 			continue
 		}
 		switch v.faultOf(m) {
@@ -114,6 +121,8 @@ func (v *view) regain() string {
 		return "kuorum lab start --wait=false " + strings.Join(off, "; kuorum lab start --wait=false ")
 	case len(logs) > 0:
 		return "kuorum logs " + logs[0] + " etcd"
+	case len(old) > 0:
+		return "Put the newest data of " + strings.Join(old, " and ") + " back, or take what is there: docs/findings.md has the steps, at etcd-data-old."
 	}
 	return "kuorum etcd status"
 }

@@ -51,6 +51,9 @@ func TestWords(t *testing.T) {
 	for scene, want := range map[string]string{
 		"two of three servers lost":                "0 of 3 voters, 2 needed; missing: cp1, cp2, cp3 | cp1 does not answer: no route to host; cp2 does not answer: no route to host; cp3 knows no leader | kuorum lab start --wait=false cp1; kuorum lab start --wait=false cp2",
 		"two etcd nodes and a server lost":         "missing: e1, e2, e3 | e1 does not answer: no route to host; e2 does not answer: no route to host; e3 knows no leader | kuorum lab start --wait=false e1",
+		"an older copy of a member's data":         "its log ends at entry 90000; it had 99990 at 2026-05-04T11:00:00Z. An older copy was put back: it no longer has what it has acknowledged | kuorum etcd rebuild cp3\n",
+		"an older copy, and no quorum":             "cp3 does not start etcd: its data is older than what it had | kuorum lab start cp2",
+		"older copies of two of three":             "Put the newest data of cp2 and cp3 back, or take what is there",
 		"an etcd node alone":                       "one etcd node survives no failure",
 		"four etcd nodes":                          "Have an odd number of etcd nodes: 3 or 5.",
 		"an etcd node that is no member":           "e3 is an etcd node, and its etcd is no member",
