@@ -4,6 +4,7 @@ package lab_test
 
 import (
 	"bytes"
+	"encoding/json"
 	"errors"
 	"fmt"
 	"maps"
@@ -14,6 +15,8 @@ import (
 	"strings"
 	"testing"
 	"time"
+
+	"kuorum/internal/datadir"
 )
 
 // TestTwoOfThreeServersOff: without a quorum writes are refused soon and in
@@ -262,4 +265,87 @@ func (l *lab) ownDisk(t *testing.T, machine string) {
 		return nil
 	})
 	l.awaitReady(t)
+}
+
+// TestOldCopyIsRefused: a server whose etcd gets back an older copy of its own data, or
+// all of its disk, does not start etcd, whatever it was that put it there. The status
+// says why, the others go on, and one command gives it a new member.
+func TestOldCopyIsRefused(t *testing.T) {
+	l := threeServers(t)
+	data, kept, mark := l.disk("cp3", "var/lib/kuorum/etcd"), l.disk("cp3", "old-etcd"), l.disk("cp3", "var/lib/kuorum/etcd-mark.json")
+	t.Cleanup(func() { _ = os.RemoveAll(kept) })
+	l.run(t, "lab", "stop", "cp3")
+	copyTree(t, data, kept)
+	l.run(t, "lab", "start", "cp3")
+	old, err := datadir.Last(kept)
+	if err != nil {
+		t.Fatal(err)
+	}
+	w, end := l.underWrites(t, "old")
+	eventually(t, time.Minute, func() error { return atLeast(w, 50) })
+	eventually(t, 3*time.Minute, func() error { // two looks, 30 s apart
+		own, err := datadir.ReadMark(mark)
+		if err != nil {
+			return err
+		}
+		if own.Index <= old.Index+50 {
+			return fmt.Errorf("the mark is %+v; the copy ends at %d", own, old.Index)
+		}
+		var others datadir.Mark
+		text := l.run(t, "etcdctl", "get", "--print-value-only", "/kuorum/marks/cp3")
+		if err := json.Unmarshal([]byte(text), &others); err != nil {
+			return err
+		}
+		if others.Index <= old.Index+50 || others.Member != own.Member {
+			return fmt.Errorf("etcd has %q; the copy ends at %d", text, old.Index)
+		}
+		return nil
+	})
+	putBack := func(t *testing.T, more ...string) {
+		t.Helper()
+		l.run(t, "lab", "stop", "cp3")
+		for _, path := range append(more, data) {
+			if err := os.RemoveAll(path); err != nil {
+				t.Fatal(err)
+			}
+		}
+		copyTree(t, kept, data)
+		l.run(t, "lab", "start", "--wait=false", "cp3")
+		l.awaitOldData(t, "cp3")
+	}
+	t.Run("its data", func(t *testing.T) { putBack(t) })
+	t.Run("its disk", func(t *testing.T) { putBack(t, mark) }) // only the others know
+	have := w.count()
+	eventually(t, 30*time.Second, func() error { return atLeast(w, have+20) }) // they go on without it
+	l.awaitOldData(t, "cp3")                                                   // and it stays so
+	l.run(t, "etcd", "rebuild", "cp3")
+	l.awaitReady(t)
+	eventually(t, time.Minute, func() error {
+		if s := l.status(t); s.Quorum.Healthy != 3 || s.Quorum.Voters != 3 || len(s.causes()) > 0 {
+			return fmt.Errorf("after that: %+v, %q", s.Quorum, s.Findings)
+		}
+		return nil
+	})
+	end()
+}
+
+// awaitOldData waits until the status tells that a server's data is old, and nothing
+// else, and sees that its etcd does not run.
+func (l *lab) awaitOldData(t *testing.T, server string) {
+	t.Helper()
+	eventually(t, 30*time.Second, func() error {
+		s := l.status(t)
+		if !slices.Equal(s.causes(), []string{"etcd-data-old " + server}) || s.Quorum.Healthy != 2 {
+			return fmt.Errorf("it is %s, %+v, with %q", s.State, s.Quorum, s.Findings)
+		}
+		return nil
+	})
+	for _, f := range l.status(t).Findings {
+		if f.Code == "etcd-data-old" && (!strings.Contains(f.Why, "older copy") || f.Do != "kuorum etcd rebuild "+server) {
+			t.Errorf("it says %q, %q", f.Why, f.Do)
+		}
+	}
+	if pid := l.machine(t, server).pids()["etcd"]; pid != 0 {
+		t.Errorf("etcd of %s runs on old data, as process %d", server, pid)
+	}
 }
