@@ -8,6 +8,7 @@ import (
 	"os/exec"
 	"path/filepath"
 	"strings"
+	"sync"
 	"syscall"
 	"testing"
 	"time"
@@ -185,4 +186,75 @@ func TestTornReal(t *testing.T) {
 	if last >= whole.Index {
 		t.Error("nothing was cut off")
 	}
+}
+
+// TestMarkIsNeverAhead kills one of three members under writes, again and again, and lets
+// it get the others' snapshots meanwhile: what it may be marked with is always on its disk.
+func TestMarkIsNeverAhead(t *testing.T) {
+	t.Parallel()
+	members := []*realEtcd{newEtcd(t), newEtcd(t), newEtcd(t)}
+	var list []string
+	for i, m := range members {
+		list = append(list, fmt.Sprintf("m%d=%s2380", i, m.at))
+	}
+	start := func(i int) {
+		members[i].start(t, fmt.Sprintf("--name=m%d", i), "--initial-cluster="+strings.Join(list, ","), "--snapshot-count=40", "--snapshot-catchup-entries=5")
+	}
+	for i := range members {
+		start(i)
+	}
+	ctx, cancel := context.WithTimeout(t.Context(), time.Minute)
+	defer cancel()
+	var writers sync.WaitGroup
+	defer writers.Wait()
+	defer cancel()
+	for w := range 8 {
+		writers.Go(func() {
+			for ctx.Err() == nil {
+				_, _ = members[w%2].client.Put(ctx, fmt.Sprint("key", w), "x") // it may have no leader now
+			}
+		})
+	}
+	const victim = 2
+	last := Position{}
+	for round := range 5 {
+		mark := members[victim].watch(ctx, t, round+1, 5+rand.N(30))
+		members[victim].kill()
+		now, err := Last(members[victim].dir)
+		if err != nil || now.Index < mark || now.Index <= last.Index {
+			t.Fatalf("round %d: the log ends at %+v, %v; it would be marked with %d, and ended at %d before", round, now, err, mark, last.Index)
+		}
+		last = now
+		for said := uint64(0); said < last.Index+100; { // more than they keep for it
+			if status, err := members[0].client.Status(ctx, members[0].at+"2379"); err == nil {
+				said = status.RaftIndex
+			} else if ctx.Err() != nil {
+				t.Fatal(err)
+			}
+		}
+		start(victim)
+	}
+}
+
+// watch looks at a member until it has been marked so often, and returns the last mark.
+func (e *realEtcd) watch(ctx context.Context, t *testing.T, process, marks int) uint64 {
+	t.Helper()
+	var saved Saved
+	var mark uint64
+	for ctx.Err() == nil {
+		limited, cancel := context.WithTimeout(ctx, time.Second)
+		status, err := e.client.Status(limited, e.at+"2379")
+		cancel()
+		if err != nil {
+			continue
+		}
+		if index, ok := saved.See(process, status.RaftIndex); ok {
+			mark, marks = index, marks-1
+		}
+		if marks <= 0 {
+			return mark
+		}
+	}
+	t.Fatal("the member does not go on")
+	return 0
 }
