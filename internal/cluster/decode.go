@@ -136,7 +136,7 @@ func (d *decoder) object(path string, n *yaml.Node, out reflect.Value) {
 			d.value(at, value, out.Field(i))
 			return
 		}
-		if meant := closest(key, names); meant != "" {
+		if meant := Closest(key, names); meant != "" {
 			d.record(d.fields[at], fmt.Sprintf("unknown field, did you mean %q?", meant), at, child(path, meant))
 			return
 		}

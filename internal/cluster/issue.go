@@ -120,16 +120,16 @@ func shorten(text string) string {
 // didYouMean is `, did you mean "X"?` with the known word closest to the one
 // written, or nothing when none is close.
 func didYouMean(written string, known []string) string {
-	if word := closest(written, known); word != "" {
+	if word := Closest(written, known); word != "" {
 		return fmt.Sprintf(", did you mean %q?", word)
 	}
 	return ""
 }
 
-// closest is the known word at the smallest edit distance from the one
+// Closest is the known word at the smallest edit distance from the one
 // written, whatever the case of letters, or "" when more than two edits or
 // half of the word would have to change.
-func closest(written string, known []string) string {
+func Closest(written string, known []string) string {
 	best, found := 3, ""
 	for _, word := range known {
 		if abs(len(word)-len(written)) >= best {

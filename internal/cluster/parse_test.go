@@ -239,8 +239,8 @@ func TestClosest(t *testing.T) {
 		"server": "servers", "Servers": "servers", "SERVER": "servers", "podz": "pods", "mut": "", "mtuu": "mtu",
 		"podprefix": "podPrefix", "x": "", "": "", "loadbalancer": "", "dn": "dns", "cidr": "",
 	} {
-		if got := closest(written, known); got != want {
-			t.Errorf("closest(%q) = %q, want %q", written, got, want)
+		if got := Closest(written, known); got != want {
+			t.Errorf("Closest(%q) = %q, want %q", written, got, want)
 		}
 	}
 }

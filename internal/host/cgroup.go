@@ -202,9 +202,94 @@ func (c *Cgroup) PIDs() []int {
 	return pids
 }
 
-// Remove ends every process in the group with SIGKILL and removes the group
-// with all below it. It blocks until the kernel has let go of them or ctx
-// ends. A group that does not exist is removed already.
+// Freeze holds every process of the group, and of the groups below it, where
+// it is until Thaw. It blocks until all stand still, which takes some
+// milliseconds; if ctx ends first they go on.
+func (c *Cgroup) Freeze(ctx context.Context) error {
+	f, ok := c.freezer()
+	if !ok {
+		return c.stopAll(ctx)
+	}
+	tick := time.NewTicker(5 * time.Millisecond)
+	defer tick.Stop()
+	for {
+		// v1 makes another try by another write when some did not stop.
+		if err := os.WriteFile(f.file, []byte(f.freeze), 0o644); err != nil {
+			return fmt.Errorf("cannot freeze cgroup %s: %w", c.path, err)
+		}
+		if state, err := os.ReadFile(f.state); err == nil && strings.Contains(string(state), f.frozen) {
+			return nil
+		}
+		select {
+		case <-ctx.Done():
+			return errors.Join(fmt.Errorf("cannot freeze cgroup %s: %w", c.path, context.Cause(ctx)), c.Thaw())
+		case <-tick.C:
+		}
+	}
+}
+
+// Thaw lets the processes of the group go on. A group that is not frozen, or
+// does not exist, stays as it is.
+func (c *Cgroup) Thaw() error {
+	f, ok := c.freezer()
+	if !ok {
+		for _, pid := range c.PIDs() {
+			_ = syscall.Kill(pid, syscall.SIGCONT) // it may have ended meanwhile
+		}
+		return nil
+	}
+	if err := os.WriteFile(f.file, []byte(f.thaw), 0o644); err != nil && !errors.Is(err, fs.ErrNotExist) {
+		return fmt.Errorf("cannot thaw cgroup %s: %w", c.path, err)
+	}
+	return nil
+}
+
+// freezer is how one hierarchy freezes a group.
+type freezer struct {
+	file, freeze, thaw string // what is written to the file
+	state, frozen      string // what stands in the other when all are frozen
+}
+
+// freezer is false where no hierarchy has one. That of v2 comes first, also
+// beside v1: only there does a frozen process end by SIGKILL at once.
+func (c *Cgroup) freezer() (freezer, bool) {
+	var found freezer
+	for _, h := range c.hierarchies {
+		dir := filepath.Join(h.Mount, c.path)
+		if _, err := os.Stat(filepath.Join(dir, "cgroup.freeze")); h.V2 && err == nil {
+			return freezer{filepath.Join(dir, "cgroup.freeze"), "1", "0", filepath.Join(dir, "cgroup.events"), "frozen 1"}, true
+		}
+		if slices.Contains(strings.Split(h.Options, ","), "freezer") {
+			state := filepath.Join(dir, "freezer.state")
+			found = freezer{state, "FROZEN", "THAWED", state, "FROZEN"}
+		}
+	}
+	return found, found.file != ""
+}
+
+// stopAll is Freeze on a kernel without a freezer: it stops one process after
+// the other until a look at the group finds no new one.
+func (c *Cgroup) stopAll(ctx context.Context) error {
+	stopped := map[int]bool{}
+	for {
+		before := len(stopped)
+		for _, pid := range c.PIDs() {
+			_ = syscall.Kill(pid, syscall.SIGSTOP) // it may have ended meanwhile
+			stopped[pid] = true
+		}
+		if len(stopped) == before {
+			return nil
+		}
+		if ctx.Err() != nil {
+			return errors.Join(fmt.Errorf("cannot freeze cgroup %s: %w", c.path, context.Cause(ctx)), c.Thaw())
+		}
+	}
+}
+
+// Remove ends every process in the group with SIGKILL, also one that is
+// frozen, and removes the group with all below it. It blocks until the kernel
+// has let go of them or ctx ends. A group that does not exist is removed
+// already.
 func (c *Cgroup) Remove(ctx context.Context) error {
 	tick := time.NewTicker(20 * time.Millisecond)
 	defer tick.Stop()
@@ -212,6 +297,7 @@ func (c *Cgroup) Remove(ctx context.Context) error {
 		for _, pid := range c.PIDs() {
 			_ = syscall.Kill(pid, syscall.SIGKILL) // it may have ended meanwhile
 		}
+		_ = c.Thaw() // where v1 freezes, nothing ends before; if it failed, so will the removal
 		left := c.removeEmpty()
 		if left == nil {
 			return nil

@@ -138,6 +138,122 @@ func TestCgroupForReal(t *testing.T) {
 	}
 }
 
+// freezing lists the ways of this host to freeze a group, each alone, and the
+// one for kernels that have none.
+func freezing(t *testing.T) map[string][]Hierarchy {
+	t.Helper()
+	all, err := MountedHierarchies()
+	if err != nil {
+		t.Fatal(err)
+	}
+	ways := map[string][]Hierarchy{}
+	for _, h := range all {
+		switch {
+		case h.V2:
+			ways["v2"] = []Hierarchy{h}
+		case h.Options == "freezer":
+			ways["v1"] = []Hierarchy{h}
+		case h.Options != "cpuset":
+			ways["signals"] = []Hierarchy{h}
+		}
+	}
+	if len(ways) == 0 {
+		t.Fatalf("no way to freeze anything with %+v", all)
+	}
+	return ways
+}
+
+// worker counts in a file of a group below the frozen one.
+func worker(t *testing.T, group *Cgroup) (cmd *exec.Cmd, count func() int) {
+	t.Helper()
+	file := filepath.Join(t.TempDir(), "count")
+	cmd = exec.Command("sh", "-c", `while :; do printf . >>"$0"; sleep 0.01; done`, file)
+	if err := cmd.Start(); err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() { _, _ = cmd.Process.Kill(), cmd.Wait() })
+	if err := errors.Join(group.Create(), group.Add(cmd.Process.Pid)); err != nil {
+		t.Fatal(err)
+	}
+	return cmd, func() int {
+		info, err := os.Stat(file)
+		if err != nil {
+			return 0
+		}
+		return int(info.Size())
+	}
+}
+
+// TestFreeze holds a process of a group below still, lets it go on, and ends it
+// although it is frozen.
+func TestFreeze(t *testing.T) {
+	for name, hierarchies := range freezing(t) {
+		t.Run(name, func(t *testing.T) {
+			path := fmt.Sprintf("/kuorum-freeze-%d-%s", os.Getpid(), name)
+			top, inner := NewCgroup(hierarchies, path), NewCgroup(hierarchies, path+"/inner")
+			if err := top.Thaw(); err != nil {
+				t.Errorf("thawing what does not exist: %v", err)
+			}
+			limited, cancel := context.WithTimeout(context.WithoutCancel(t.Context()), 30*time.Second)
+			t.Cleanup(func() {
+				defer cancel()
+				if err := top.Remove(limited); err != nil {
+					t.Error(err)
+				}
+			})
+			_, count := worker(t, inner)
+			grows := func() {
+				t.Helper()
+				tick := time.NewTicker(time.Millisecond)
+				defer tick.Stop()
+				for before := count(); count() == before; <-tick.C {
+					if limited.Err() != nil {
+						t.Fatal("it stands still")
+					}
+				}
+			}
+			grows()
+			for range 2 { // also what is frozen already
+				if err := top.Freeze(limited); err != nil {
+					t.Fatal(err)
+				}
+			}
+			frozen := count()
+			<-time.After(200 * time.Millisecond) // twenty rounds of it
+			if now := count(); now != frozen {
+				t.Errorf("a frozen process went from %d to %d", frozen, now)
+			}
+			if err := top.Thaw(); err != nil {
+				t.Fatal(err)
+			}
+			grows()
+			if err := top.Freeze(limited); err != nil {
+				t.Fatal(err)
+			}
+			if err := top.Remove(limited); err != nil {
+				t.Errorf("what is frozen is not removed: %v", err)
+			}
+			if left := top.PIDs(); len(left) != 0 {
+				t.Errorf("still there: %v", left)
+			}
+		})
+	}
+}
+
+// TestFreezeGivesUp: a group that does not come to rest is let go again.
+func TestFreezeGivesUp(t *testing.T) {
+	root := fakeFiles(t, map[string]string{"g/cgroup.freeze": "0", "g/cgroup.events": "populated 1\nfrozen 0\n"})
+	g := NewCgroup([]Hierarchy{{Mount: root, V2: true}}, "/g")
+	ended, cancel := context.WithCancel(t.Context())
+	cancel()
+	if err := g.Freeze(ended); !errors.Is(err, context.Canceled) {
+		t.Errorf("got %v", err)
+	}
+	if data, err := os.ReadFile(filepath.Join(root, "g/cgroup.freeze")); err != nil || string(data) != "0" {
+		t.Errorf("the group is left as %q, %v", data, err)
+	}
+}
+
 // fakeFiles makes a directory tree that looks like a hierarchy.
 func fakeFiles(t *testing.T, files map[string]string) string {
 	t.Helper()

@@ -101,12 +101,24 @@ func withTimerSlack(slack time.Duration, fork func() (int, error)) (int, error) 
 // run of this program. It fails with ErrGone unless pid is alive and started
 // at startTime.
 func Adopt(pid int, startTime uint64) (*Process, error) {
+	pidfd, st, err := take(pid, startTime)
+	if err != nil {
+		return nil, fmt.Errorf("cannot adopt process %d: %w", pid, err)
+	}
+	p := newProcess(pid, pidfd, st)
+	go p.watch()
+	return p, nil
+}
+
+// take opens the process that pid and startTime name; the caller closes the
+// pidfd.
+func take(pid int, startTime uint64) (int, stat, error) {
 	pidfd, err := unix.PidfdOpen(pid, 0)
 	if errors.Is(err, unix.ESRCH) || errors.Is(err, unix.EINVAL) {
-		return nil, fmt.Errorf("cannot adopt process %d: %w", pid, ErrGone)
+		return -1, stat{}, ErrGone
 	}
 	if err != nil {
-		return nil, fmt.Errorf("cannot adopt process %d: pidfd_open: %w", pid, err)
+		return -1, stat{}, fmt.Errorf("pidfd_open: %w", err)
 	}
 	// The pidfd came first: if the start time read now is the one recorded
 	// long ago, the number was not given away in between.
@@ -115,11 +127,26 @@ func Adopt(pid int, startTime uint64) (*Process, error) {
 		err = ErrGone
 	}
 	if err != nil {
-		return nil, errors.Join(fmt.Errorf("cannot adopt process %d: %w", pid, err), unix.Close(pidfd))
+		return -1, stat{}, errors.Join(err, unix.Close(pidfd))
 	}
-	p := newProcess(pid, pidfd, st)
-	go p.watch()
-	return p, nil
+	return pidfd, st, nil
+}
+
+// SignalOther sends sig to a process that need not be ours, and is not waited
+// for: to that which pid and startTime name and to no other. It fails with
+// ErrGone when that has ended.
+func SignalOther(pid int, startTime uint64, sig syscall.Signal) error {
+	pidfd, _, err := take(pid, startTime)
+	if err == nil {
+		err = errors.Join(unix.PidfdSendSignal(pidfd, sig, nil, 0), unix.Close(pidfd))
+	}
+	if errors.Is(err, unix.ESRCH) {
+		err = ErrGone
+	}
+	if err != nil {
+		return fmt.Errorf("cannot send %s to process %d: %w", unix.SignalName(sig), pid, err)
+	}
+	return nil
 }
 
 // Signal sends sig to this very process. It returns os.ErrProcessDone when

@@ -15,6 +15,7 @@ import (
 // stat is the part of /proc/PID/stat that tells processes apart (proc_pid_stat(5)).
 type stat struct {
 	state   byte
+	parent  int
 	session int
 	start   uint64 // clock ticks since boot
 }
@@ -38,9 +39,13 @@ func readStat(pid int) (stat, error) {
 // parentheses and may itself hold blanks and parentheses.
 func parseStat(line string) (stat, error) {
 	fields := strings.Fields(line[strings.LastIndexByte(line, ')')+1:])
-	const state, session, start = 0, 3, 19 // the manual counts from 1 and two fields earlier
+	const state, parent, session, start = 0, 1, 3, 19 // the manual counts from 1 and two fields earlier
 	if len(fields) <= start {
 		return stat{}, fmt.Errorf("cannot read process status %q: too few fields", line)
+	}
+	ppid, err := strconv.Atoi(fields[parent])
+	if err != nil {
+		return stat{}, fmt.Errorf("cannot read process status: parent: %w", err)
 	}
 	sid, err := strconv.Atoi(fields[session])
 	if err != nil {
@@ -50,7 +55,7 @@ func parseStat(line string) (stat, error) {
 	if err != nil {
 		return stat{}, fmt.Errorf("cannot read process status: start time: %w", err)
 	}
-	return stat{state: fields[state][0], session: sid, start: ticks}, nil
+	return stat{state: fields[state][0], parent: ppid, session: sid, start: ticks}, nil
 }
 
 // FindLeader looks for the session leader that was started with variable
@@ -90,6 +95,30 @@ func hasVariable(pid int, variable string) bool {
 	return slices.ContainsFunc(bytes.Split(data, []byte{0}), func(v []byte) bool {
 		return string(v) == variable
 	})
+}
+
+// FindChild looks for the child of process parent whose first argument is
+// word, and returns its PID and start time, or ErrGone. It reads all of /proc.
+func FindChild(parent int, word string) (pid int, startTime uint64, err error) {
+	entries, err := os.ReadDir("/proc")
+	if err != nil {
+		return 0, 0, fmt.Errorf("cannot list processes: %w", err)
+	}
+	for _, entry := range entries {
+		n, err := strconv.Atoi(entry.Name())
+		if err != nil {
+			continue
+		}
+		st, err := readStat(n)
+		if err != nil || st.parent != parent || st.dead() {
+			continue
+		}
+		line, err := os.ReadFile(fmt.Sprintf("/proc/%d/cmdline", n))
+		if argv := bytes.Split(line, []byte{0}); err == nil && len(argv) > 1 && string(argv[1]) == word {
+			return n, st.start, nil
+		}
+	}
+	return 0, 0, fmt.Errorf("cannot find %q among the children of process %d: %w", word, parent, ErrGone)
 }
 
 // BootID names the running boot of the kernel (random(4)). Start times of

@@ -345,15 +345,15 @@ func TestParseStat(t *testing.T) {
 		line string
 		want stat
 	}{
-		"plain":       {"10 (etcd) S 1 10 9" + tail, stat{'S', 9, 4711}},
-		"parentheses": {"10 (a) R (b) 1) Z 1 10 9" + tail, stat{'Z', 9, 4711}},
+		"plain":       {"10 (etcd) S 1 10 9" + tail, stat{'S', 1, 9, 4711}},
+		"parentheses": {"10 (a) R (b) 1) Z 1 10 9" + tail, stat{'Z', 1, 9, 4711}},
 	} {
 		got, err := parseStat(tc.line)
 		if err != nil || got != tc.want {
 			t.Errorf("%s: got %+v, %v, want %+v", name, got, err, tc.want)
 		}
 	}
-	for _, line := range []string{"", "10 (x", "10 (x) S 1", "10 (x) S 1 1 y" + tail, "10 (x) S 1 1 1" + strings.Repeat(" 0", 15) + " x"} {
+	for _, line := range []string{"", "10 (x", "10 (x) S 1", "10 (x) S 1 1 y" + tail, "10 (x) S y 1 1" + tail, "10 (x) S 1 1 1" + strings.Repeat(" 0", 15) + " x"} {
 		if got, err := parseStat(line); err == nil {
 			t.Errorf("%q was read as %+v", line, got)
 		}

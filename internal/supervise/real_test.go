@@ -15,6 +15,8 @@ import (
 	"time"
 
 	"github.com/google/go-cmp/cmp"
+
+	"kuorum/internal/host"
 )
 
 // patience bounds every wait for something that must happen, on a slow machine.
@@ -186,6 +188,32 @@ func TestKilledProcessAloneIsStartedAgain(t *testing.T) {
 	}
 	leave()
 	mustStop(t, s)
+}
+
+// TestFind finds what a supervisor keeps, also when that does not run, by
+// nothing but the directory of its records.
+func TestFind(t *testing.T) {
+	st := newSite(t)
+	s, leave := running(t, st.dir, trio(st.journal))
+	waitReady(t, s)
+	leave()
+	if diff := cmp.Diff([]string{"a", "b", "c"}, Recorded(st.dir)); diff != "" {
+		t.Error(diff)
+	}
+	for name, want := range pids(s) {
+		if pid, start, err := Find(st.dir, name); err != nil || pid != want || start == 0 {
+			t.Errorf("%s: found %d started at %d, %v; want %d", name, pid, start, err, want)
+		}
+	}
+	mustStop(t, s)
+	if err := os.WriteFile(filepath.Join(st.dir, "b.json"), []byte(`{"name":"b"`), 0o600); err != nil {
+		t.Fatal(err)
+	}
+	for _, name := range []string{"a", "b", "stranger"} {
+		if pid, _, err := Find(st.dir, name); !errors.Is(err, host.ErrGone) {
+			t.Errorf("%s: found %d, %v", name, pid, err)
+		}
+	}
 }
 
 func TestMissingProgram(t *testing.T) {

@@ -246,3 +246,32 @@ func (s *Supervisor) retire(ctx context.Context, r record, c *child) error {
 	}
 	return s.removeRecord(r.Name)
 }
+
+// Find looks for the process of a component by its record in dir, which may be
+// that of another machine on this computer: its agent need not run. The pid is
+// in this process' numbering, while a record has its own machine's. The error
+// is host.ErrGone when no such component runs. It reads all of /proc.
+func Find(dir, name string) (pid int, startTime uint64, err error) {
+	data, err := os.ReadFile(filepath.Join(dir, name+recordSuffix))
+	if errors.Is(err, os.ErrNotExist) {
+		return 0, 0, fmt.Errorf("cannot find component %s: %w", name, host.ErrGone)
+	}
+	if err != nil {
+		return 0, 0, fmt.Errorf("cannot find component %s: %w", name, err)
+	}
+	var r record
+	if err := json.Unmarshal(data, &r); err != nil || r.Launch == "" {
+		return 0, 0, fmt.Errorf("cannot find component %s: its record is damaged: %w", name, host.ErrGone)
+	}
+	return host.FindLeader(r.variable())
+}
+
+// Recorded names the components that have a record in dir, in order.
+func Recorded(dir string) []string {
+	paths, _ := filepath.Glob(filepath.Join(dir, "*"+recordSuffix)) // the pattern is right
+	var names []string
+	for _, path := range paths {
+		names = append(names, strings.TrimSuffix(filepath.Base(path), recordSuffix))
+	}
+	return names
+}
