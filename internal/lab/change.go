@@ -13,11 +13,13 @@ import (
 	"path/filepath"
 	"slices"
 	"strconv"
+	"syscall"
 	"time"
 
 	"kuorum/internal/cluster"
 	"kuorum/internal/component"
 	"kuorum/internal/endpoint"
+	"kuorum/internal/fault"
 	"kuorum/internal/host"
 )
 
@@ -125,8 +127,9 @@ func (d *daemon) add(ctx context.Context, node cluster.Node) (cluster.Node, erro
 	if err != nil {
 		return node, err
 	}
+	m.whenOff = d.faults.MachineOff
 	d.setMachines(append(slices.Clone(d.list()), m))
-	if err := errors.Join(d.change(spec), m.Start(ctx)); err != nil {
+	if err := errors.Join(d.change(spec), d.faults.Refresh(ctx), m.Start(ctx)); err != nil {
 		return node, errors.Join(err, d.drop(context.WithoutCancel(ctx), m))
 	}
 	return node, nil
@@ -176,7 +179,7 @@ func (d *daemon) drop(ctx context.Context, m *Machine) error {
 	if err := os.RemoveAll(d.lab.machineDir(m.Node.Name)); err != nil {
 		return fmt.Errorf("cannot remove the disk of %s: %w", m.Node.Name, err)
 	}
-	return nil
+	return d.faults.Refresh(ctx)
 }
 
 // SetAddress gives a machine that is off another address for its next start, as
@@ -188,7 +191,7 @@ func (l *Lab) SetAddress(ctx context.Context, name, address string) error {
 
 // setAddress is the lab process's part of SetAddress. From here on the lab's
 // Spec, the forwarder and the machines' names have the new address.
-func (d *daemon) setAddress(name, address string) error {
+func (d *daemon) setAddress(ctx context.Context, name, address string) error {
 	d.changing.Lock()
 	defer d.changing.Unlock()
 	node, ok := d.lab.Spec.Node(name)
@@ -208,7 +211,7 @@ func (d *daemon) setAddress(name, address string) error {
 	if err := d.list()[at].setAddress(parsed); err != nil {
 		return err
 	}
-	return d.change(spec)
+	return errors.Join(d.change(spec), d.faults.Refresh(ctx)) // its cable is another
 }
 
 // list is the machines at this moment; it is never changed in place.
@@ -222,4 +225,88 @@ func (d *daemon) setMachines(machines []*Machine) {
 	d.mu.Lock()
 	defer d.mu.Unlock()
 	d.machines = machines
+}
+
+// Resolve is a machine's own name, or the one that a word of fault.Words stands
+// for now. For the leader all agents are asked, which takes 2 s at most.
+func (d *daemon) Resolve(ctx context.Context, name string) (string, error) {
+	var names []string
+	for _, m := range d.list() {
+		if m.Node.Name == name {
+			return name, nil
+		}
+		names = append(names, m.Node.Name)
+	}
+	if name != fault.Leader {
+		return "", fault.CheckName("machine", name, append(names, fault.Words()...))
+	}
+	if leader := leaderOf(d.status(ctx).Reports()); leader != "" {
+		return leader, nil
+	}
+	return "", &cluster.Problem{
+		What: "there is no leader now", Why: "no member of etcd on the lab's machines says that it leads", Do: "kuorum etcd status", Exit: cluster.ExitNoQuorum,
+	}
+}
+
+// leaderOf is the node whose member of etcd leads, or nothing. One that is cut
+// off believes in itself until its election timeout is over: the later term
+// counts.
+func leaderOf(reports []cluster.NodeReport) string {
+	leader, term := "", uint64(0)
+	for _, r := range reports {
+		if r.Status == nil || r.Status.Etcd == nil {
+			continue
+		}
+		if e := r.Status.Etcd; e.ID != "" && e.ID == e.Leader && (leader == "" || e.Term > term) {
+			leader, term = r.Name, e.Term
+		}
+	}
+	return leader
+}
+
+// Ports are the cables' ends at the switch, by machine.
+func (d *daemon) Ports() map[string]string {
+	ports := map[string]string{}
+	for _, m := range d.list() {
+		m.mu.Lock()
+		ports[m.Node.Name] = m.port
+		m.mu.Unlock()
+	}
+	return ports
+}
+
+// PowerOff cuts a machine's power.
+func (d *daemon) PowerOff(ctx context.Context, name string) error {
+	m, err := d.machine(name)
+	if err != nil {
+		return err
+	}
+	return m.PowerOff(ctx)
+}
+
+// Freeze holds a machine still.
+func (d *daemon) Freeze(ctx context.Context, name string) error {
+	m, err := d.machine(name)
+	if err != nil {
+		return err
+	}
+	return m.freeze(ctx)
+}
+
+// Thaw lets it go on.
+func (d *daemon) Thaw(name string) error {
+	m, err := d.machine(name)
+	if err != nil {
+		return err
+	}
+	return m.thaw()
+}
+
+// Signal sends sig to a component of a machine, see Machine.signal.
+func (d *daemon) Signal(name, component string, sig syscall.Signal) error {
+	m, err := d.machine(name)
+	if err != nil {
+		return err
+	}
+	return m.signal(component, sig)
 }

@@ -15,6 +15,7 @@ import (
 	"github.com/google/go-cmp/cmp"
 
 	"kuorum/internal/cluster"
+	"kuorum/internal/fault"
 )
 
 // testDaemon is a lab's process as far as it goes without namespaces: its
@@ -28,6 +29,10 @@ func testDaemon(t *testing.T, servers, workers int) (Store, *daemon) {
 	}
 	d := &daemon{lab: l, log: slog.New(slog.DiscardHandler)}
 	if d.balancer, err = newBalancer(l, d.log); err != nil {
+		t.Fatal(err)
+	}
+	noSwitch := func(context.Context, string) error { return errors.New("there is no switch") }
+	if d.faults, err = fault.Open(l.path("faults.jsonl"), d, noSwitch, d.log); err != nil {
 		t.Fatal(err)
 	}
 	for _, n := range l.Spec.Spec.Nodes {
@@ -214,7 +219,7 @@ func TestSetAddress(t *testing.T) {
 		{"cp2", "10.0.0.1", "198.18.0.0/24"},
 		{"cp2", "there", "address"},
 	} {
-		if err := d.setAddress(test.name, test.address); err == nil || !strings.Contains(err.Error(), test.says) {
+		if err := d.setAddress(t.Context(), test.name, test.address); err == nil || !strings.Contains(err.Error(), test.says) {
 			t.Errorf("%s at %s: %v", test.name, test.address, err)
 		}
 	}
@@ -225,7 +230,7 @@ func TestSetAddress(t *testing.T) {
 	if n, _ := unchanged.Spec.Node("cp2"); n.Address != "198.18.0.12" || d.list()[1].at().Address != n.Address {
 		t.Errorf("a refusal did something: %+v", n)
 	}
-	if err := d.setAddress("cp2", "198.18.0.62"); err != nil {
+	if err := d.setAddress(t.Context(), "cp2", "198.18.0.62"); err != nil {
 		t.Fatal(err)
 	}
 	opened, err := s.Open("one")

@@ -9,6 +9,7 @@ import (
 	"io/fs"
 	"net"
 	"net/http"
+	"net/url"
 	"os"
 	"os/exec"
 	"strconv"
@@ -16,6 +17,7 @@ import (
 	"time"
 
 	"kuorum/internal/cluster"
+	"kuorum/internal/fault"
 	"kuorum/internal/host"
 )
 
@@ -61,6 +63,32 @@ func (l *Lab) StopMachine(ctx context.Context, name string) error {
 // PowerOffMachine cuts a machine's power.
 func (l *Lab) PowerOffMachine(ctx context.Context, name string) error {
 	return l.call(ctx, http.MethodPost, "/v1/machines/"+name+"/poweroff", nil)
+}
+
+// MakeFault has the lab process break something, which goes on after this call.
+func (l *Lab) MakeFault(ctx context.Context, order fault.Order) (fault.Fault, error) {
+	data, err := json.Marshal(order)
+	if err != nil {
+		return fault.Fault{}, fmt.Errorf("cannot ask lab %s: %w", l.Name, err)
+	}
+	var made fault.Fault
+	err = l.call(ctx, http.MethodPost, fault.Path+"?"+url.Values{"order": {string(data)}}.Encode(), &made)
+	return made, err
+}
+
+// Faults lists what was ever broken on purpose in the lab, the oldest first.
+func (l *Lab) Faults(ctx context.Context) ([]fault.Fault, error) {
+	var list []fault.Fault
+	err := l.call(ctx, http.MethodGet, fault.Path, &list)
+	return list, err
+}
+
+// HealFaults ends faults before their time, all if no ID is given, and returns
+// those that it has ended.
+func (l *Lab) HealFaults(ctx context.Context, ids ...string) ([]fault.Fault, error) {
+	var healed []fault.Fault
+	err := l.call(ctx, http.MethodDelete, fault.Path+"?"+url.Values{"id": ids}.Encode(), &healed)
+	return healed, err
 }
 
 func (l *Lab) call(ctx context.Context, method, path string, into any) error {
@@ -111,6 +139,9 @@ func refusal(status string, body []byte) error {
 	var failed report
 	if json.Unmarshal(body, &failed) != nil || failed.Error == "" {
 		failed.Error = status
+	}
+	if p := failed.Problem; p != nil {
+		return &cluster.Problem{What: p.What, Why: p.Why, Do: p.Do, Exit: p.Exit}
 	}
 	return errors.New(failed.Error)
 }

@@ -19,6 +19,7 @@ import (
 	"kuorum/internal/agent"
 	"kuorum/internal/cluster"
 	"kuorum/internal/endpoint"
+	"kuorum/internal/fault"
 	"kuorum/internal/host"
 	"kuorum/internal/supervise"
 )
@@ -43,6 +44,7 @@ type daemon struct {
 	named      map[string]*agent.Client // see agentOf
 
 	balancer *endpoint.Balancer
+	faults   *fault.Keeper
 	changing sync.Mutex // one machine comes or goes at a time
 
 	mu       sync.Mutex
@@ -87,11 +89,15 @@ func (s Store) prepare(ctx context.Context, name, bundle string, log *slog.Logge
 		return nil, nil, err
 	}
 	d := &daemon{lab: l, log: log, stop: make(chan struct{})}
+	if d.faults, err = fault.Open(l.path("faults.jsonl"), d, fault.Load, log); err != nil {
+		return nil, nil, err
+	}
 	for _, n := range l.Spec.Spec.Nodes {
 		m, err := newMachine(l, n, hierarchies)
 		if err != nil {
 			return nil, nil, err
 		}
+		m.whenOff = d.faults.MachineOff
 		d.machines = append(d.machines, m)
 	}
 	if _, err := d.agentsNow(); err != nil {
@@ -158,6 +164,10 @@ func (d *daemon) run(ctx context.Context, control net.Listener) error {
 	})
 	group.Go(func() error { return d.forward(inner) })
 	group.Go(func() error {
+		d.faults.Run(inner)
+		return nil
+	})
+	group.Go(func() error {
 		logs := []string{d.lab.path("lab.log")}
 		for _, m := range d.list() {
 			logs = append(logs, m.log)
@@ -179,7 +189,7 @@ func (d *daemon) run(ctx context.Context, control net.Listener) error {
 	err = group.Wait()
 	off, done := context.WithTimeout(context.WithoutCancel(ctx), 10*time.Second)
 	defer done()
-	return errors.Join(err, d.each(off, (*Machine).PowerOff))
+	return errors.Join(err, d.faults.Close(off), d.each(off, (*Machine).PowerOff))
 }
 
 // forward leads connections to the host's port to the API servers. It is the
@@ -217,6 +227,7 @@ func (d *daemon) each(ctx context.Context, do func(*Machine, context.Context) er
 // handler serves the control socket.
 func (d *daemon) handler() http.Handler {
 	mux := http.NewServeMux()
+	d.faults.Handle(mux, answer)
 	mux.HandleFunc("GET /v1/status", func(w http.ResponseWriter, r *http.Request) {
 		answer(w, d.status(r.Context()), nil)
 	})
@@ -232,7 +243,7 @@ func (d *daemon) handler() http.Handler {
 	mux.HandleFunc("POST /v1/machines/{name}/address", func(w http.ResponseWriter, r *http.Request) {
 		name, to := r.PathValue("name"), r.URL.Query().Get("to")
 		d.log.Info("machine", "verb", "address", "name", name, "to", to)
-		answer(w, struct{}{}, d.setAddress(name, to))
+		answer(w, struct{}{}, d.setAddress(r.Context(), name, to))
 	})
 	mux.HandleFunc("POST /v1/machines", func(w http.ResponseWriter, r *http.Request) {
 		var node cluster.Node
@@ -251,7 +262,10 @@ func (d *daemon) handler() http.Handler {
 		answer(w, struct{}{}, d.each(r.Context(), (*Machine).Start))
 	})
 	mux.HandleFunc("POST /v1/stop", func(w http.ResponseWriter, r *http.Request) {
-		err := d.each(r.Context(), (*Machine).Stop)
+		err := d.faults.Close(r.Context()) // members that are cut off could not hand over
+		if err == nil {
+			err = d.each(r.Context(), (*Machine).Stop)
+		}
 		answer(w, struct{}{}, err)
 		if err == nil {
 			d.stopOnce.Do(func() { close(d.stop) })
@@ -261,19 +275,32 @@ func (d *daemon) handler() http.Handler {
 }
 
 func (d *daemon) one(r *http.Request, do func(*Machine, context.Context) error) error {
+	m, err := d.machine(r.PathValue("name"))
+	if err != nil {
+		return err
+	}
+	return do(m, r.Context())
+}
+
+func (d *daemon) machine(name string) (*Machine, error) {
 	for _, m := range d.list() {
-		if m.Node.Name == r.PathValue("name") {
-			return do(m, r.Context())
+		if m.Node.Name == name {
+			return m, nil
 		}
 	}
-	return fmt.Errorf("lab %s has no machine %q", d.lab.Name, r.PathValue("name"))
+	return nil, fmt.Errorf("lab %s has no machine %q", d.lab.Name, name)
 }
 
 func answer(w http.ResponseWriter, value any, err error) {
 	w.Header().Set("Content-Type", "application/json")
 	if err != nil {
+		failed := report{Error: err.Error()}
+		if _, ok := errors.AsType[*cluster.Problem](err); ok {
+			refused, _ := agent.Refuse(err)
+			failed.Problem = &refused
+		}
 		w.WriteHeader(http.StatusInternalServerError)
-		value = report{Error: err.Error()}
+		value = failed
 	}
 	_ = json.NewEncoder(w).Encode(value) // the caller has gone: nobody to tell
 }

@@ -16,6 +16,7 @@ import (
 	"syscall"
 	"time"
 
+	"kuorum/internal/agent"
 	"kuorum/internal/component"
 	"kuorum/internal/host"
 )
@@ -27,9 +28,12 @@ const wireFD = 3
 // programPath is where a machine sees our own program.
 const programPath = "/usr/local/bin/kuorum"
 
-// report is the machine's answer to its blueprint.
+// report is the machine's answer to its blueprint, and the lab process' to what
+// it does not do.
 type report struct {
 	Error string `json:"error,omitempty"`
+	// Problem is the error where it was made for people.
+	Problem *agent.Refusal `json:"problem,omitempty"`
 }
 
 // WaitForPower is the first thing that runs in a machine's namespaces. It

@@ -19,12 +19,17 @@ import (
 
 	"kuorum/internal/cluster"
 	"kuorum/internal/component"
+	"kuorum/internal/fault"
 	"kuorum/internal/host"
+	"kuorum/internal/supervise"
 )
 
 // stopTimeout bounds a clean shutdown of a machine, in which etcd hands its
 // leadership over and the API server finishes its requests.
 const stopTimeout = 90 * time.Second
+
+// agentName is the command that an agent is, and its name among components.
+const agentName = "agent"
 
 // kubeletSysctls are the kernel settings that a kubelet insists on. Machines
 // see them as set, so that the host's are not written.
@@ -63,6 +68,8 @@ type Machine struct {
 	group *host.Cgroup
 	exe   string
 	log   string
+	// whenOff, if there is one, is told each time that the machine has gone off.
+	whenOff func(name string, at time.Time)
 
 	mu    sync.Mutex
 	init  *exec.Cmd // nil while it is off
@@ -79,6 +86,12 @@ func (m *Machine) Start(ctx context.Context) error {
 	defer m.mu.Unlock()
 	if m.init != nil {
 		return nil
+	}
+	// What stood still when the machine, or the lab process, ended is there yet.
+	limited, cancel := context.WithTimeout(ctx, 20*time.Second)
+	defer cancel()
+	if err := m.group.Remove(limited); err != nil {
+		return err
 	}
 	if err := m.group.Create(); err != nil {
 		return err
@@ -149,11 +162,15 @@ func (m *Machine) boot(ctx context.Context, pid int, wire net.Conn) error {
 // wait notes that the machine has gone off, for whatever reason.
 func (m *Machine) wait(cmd *exec.Cmd, off chan struct{}) {
 	_ = cmd.Wait() // any end is the machine's being off
+	at := time.Now()
 	m.mu.Lock()
-	defer m.mu.Unlock()
 	_ = m.wire.Close()
-	m.init, m.wire, m.since = nil, nil, time.Now()
+	m.init, m.wire, m.since = nil, nil, at
 	close(off)
+	m.mu.Unlock()
+	if m.whenOff != nil {
+		m.whenOff(m.Node.Name, at)
+	}
 }
 
 // Stop shuts the machine down cleanly: its components stop in reverse order.
@@ -164,6 +181,9 @@ func (m *Machine) Stop(ctx context.Context) error {
 	m.mu.Unlock()
 	if wire == nil {
 		return nil
+	}
+	if err := m.group.Thaw(); err != nil {
+		return err
 	}
 	if _, err := wire.Write([]byte("stop\n")); err == nil {
 		limit := time.NewTimer(stopTimeout)
@@ -186,6 +206,9 @@ func (m *Machine) PowerOff(ctx context.Context) error {
 	m.mu.Unlock()
 	if cmd != nil {
 		_ = cmd.Process.Kill() // it may have ended meanwhile
+		if err := m.group.Thaw(); err != nil {
+			return err // frozen by v1, it would not end
+		}
 		select {
 		case <-off:
 		case <-ctx.Done():
@@ -193,6 +216,46 @@ func (m *Machine) PowerOff(ctx context.Context) error {
 		}
 	}
 	return m.group.Remove(ctx)
+}
+
+// freeze holds every process of the machine still, its pods' too.
+func (m *Machine) freeze(ctx context.Context) error {
+	m.mu.Lock()
+	defer m.mu.Unlock()
+	if m.init == nil {
+		return offProblem(m.Node.Name)
+	}
+	return m.group.Freeze(ctx)
+}
+
+// thaw lets a machine go on that stands still.
+func (m *Machine) thaw() error { return m.group.Thaw() }
+
+// signal sends sig to a component's process, also while the machine stands
+// still or its agent does not run: the agent's records tell, which are on a
+// file system of the machine. The error is host.ErrGone when it does not run.
+func (m *Machine) signal(name string, sig syscall.Signal) error {
+	m.mu.Lock()
+	defer m.mu.Unlock()
+	if m.init == nil {
+		return fmt.Errorf("%w: %w", offProblem(m.Node.Name), host.ErrGone)
+	}
+	if name == agentName {
+		pid, start, err := host.FindChild(m.init.Process.Pid, agentName)
+		if err != nil {
+			return err
+		}
+		return host.SignalOther(pid, start, sig)
+	}
+	records := filepath.Join("/proc", strconv.Itoa(m.init.Process.Pid), "root", component.RunDir, "components")
+	if err := fault.CheckName("component of "+m.Node.Name, name, append(supervise.Recorded(records), agentName)); err != nil {
+		return fmt.Errorf("%w: %w", err, host.ErrGone)
+	}
+	pid, start, err := supervise.Find(records, name)
+	if err != nil {
+		return err
+	}
+	return host.SignalOther(pid, start, sig)
 }
 
 // hardwareAddress goes with the machine's IP address, so that its neighbours'
@@ -296,7 +359,7 @@ func newMachine(l *Lab, node cluster.Node, hierarchies []host.Hierarchy) (*Machi
 			Hosts:       hosts(l.Spec),
 			Address:     netip.PrefixFrom(address, network.Bits()),
 			Gateway:     network.Masked().Addr().Next(),
-			Agent:       []string{programPath, "agent", "--bundle", inside, "--machines", strconv.Itoa(len(l.Spec.Spec.Nodes))},
+			Agent:       []string{programPath, agentName, "--bundle", inside, "--machines", strconv.Itoa(len(l.Spec.Spec.Nodes))},
 			Tools:       Tools(),
 			Hierarchies: hierarchies,
 		},
