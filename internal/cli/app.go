@@ -62,7 +62,7 @@ func (a *app) command() *cobra.Command {
 	for _, g := range []cobra.Group{{ID: "lab", Title: "Learn and lab:"}, {ID: "see", Title: "See:"}, {ID: "operate", Title: "Operate:"}, {ID: "tool", Title: "Tools, with certificates and endpoints set:"}} {
 		root.AddGroup(&g)
 	}
-	group(root, "lab", a.upCommand(), a.downCommand(), a.listCommand(), a.labCommand(), a.imageCommand())
+	group(root, "lab", a.upCommand(), a.downCommand(), a.listCommand(), a.labCommand(), a.faultCommand(), a.imageCommand())
 	group(root, "see", a.statusCommand(), a.doctorCommand(), a.logsCommand(), a.configCommand(), a.versionCommand())
 	group(root, "operate", a.tokenCommand(), a.joinCommand(), a.leaveCommand(), a.nodeCommand(), a.certsCommand(), a.etcdCommand())
 	for _, tool := range lab.Tools() {

@@ -96,7 +96,7 @@ func logFiles(l *lab.Lab, node string) (map[string]string, error) {
 	return files, nil
 }
 
-func sortedKeys(m map[string]string) []string {
+func sortedKeys[V any](m map[string]V) []string {
 	var keys []string
 	for key := range m {
 		keys = append(keys, key)

@@ -229,7 +229,7 @@ func (k *Keeper) undo(ctx context.Context, f Fault, rest []Fault) error {
 func (k *Keeper) List() []Fault {
 	k.mu.Lock()
 	defer k.mu.Unlock()
-	return k.ledger.All()
+	return append([]Fault{}, k.ledger.All()...) // a list also when there is none
 }
 
 // MachineOff closes the pauses of a machine that went off at that moment, for
