@@ -182,7 +182,7 @@ func TestLedger(t *testing.T) {
 	t.Parallel()
 	l := ReadLedger(nil)
 	var file []byte
-	begin := func(now int, o Order) Fault {
+	begin := func(now int, o Order) {
 		f := l.Next(o, mustParse(t, o), at(now))
 		l.Begin(f)
 		line, err := Line(f)
@@ -190,7 +190,6 @@ func TestLedger(t *testing.T) {
 			t.Fatal(err)
 		}
 		file = append(file, line...)
-		return f
 	}
 	if _, ok := l.Deadline(); ok {
 		t.Error("nothing is due, ever")

@@ -63,7 +63,7 @@ func serve(ports string) error {
 		if err != nil {
 			return err
 		}
-		fmt.Printf("%s\n", buffer[:n])
+		fmt.Fprintf(os.Stdout, "%s\n", buffer[:n])
 	}
 }
 
@@ -85,7 +85,7 @@ func talk(address string) error {
 		if err != nil {
 			line = "lost\n"
 		}
-		fmt.Print(line)
+		fmt.Fprint(os.Stdout, line)
 	}
 	return nil
 }
@@ -234,8 +234,7 @@ func (w *wires) hears(from, to string) bool {
 	text := fmt.Sprintf("from %s at %d", from, time.Now().UnixNano())
 	cmd, _, _ := w.role(from, "shout", net.JoinHostPort(w.address[to], "7000")+" "+text)
 	if err := cmd.Wait(); err != nil {
-		var exit *exec.ExitError
-		if !errors.As(err, &exit) { // a local refusal is a loss
+		if _, ended := errors.AsType[*exec.ExitError](err); !ended { // a local refusal is a loss
 			w.t.Fatal(err)
 		}
 	}

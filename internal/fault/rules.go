@@ -102,11 +102,8 @@ func hook(name string, rules []string) string {
 	if len(rules) == 0 {
 		return ""
 	}
-	text := fmt.Sprintf("\tchain %[1]s {\n\t\ttype filter hook %[1]s priority 0; policy accept;\n", name)
-	for _, rule := range rules {
-		text += "\t\t" + rule + " drop\n"
-	}
-	return text + "\t}\n"
+	return fmt.Sprintf("\tchain %[1]s {\n\t\ttype filter hook %[1]s priority 0; policy accept;\n\t\t%[2]s drop\n\t}\n",
+		name, strings.Join(rules, " drop\n\t\t"))
 }
 
 // Load gives rules to the kernel, for the network namespace of this process,

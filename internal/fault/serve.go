@@ -7,7 +7,7 @@ import (
 	"kuorum/internal/cluster"
 )
 
-// Paths of a keeper that is served: POST makes a fault of the Order in the
+// Path is where a keeper is served: POST makes a fault of the Order in the
 // value "order", GET lists all, DELETE heals those of the values "id".
 const Path = "/v1/faults"
 

@@ -4,6 +4,7 @@ import (
 	"errors"
 	"os"
 	"strconv"
+	"strings"
 	"syscall"
 	"testing"
 	"time"
@@ -20,10 +21,8 @@ func awaitState(t *testing.T, pid int, states string) {
 		if err != nil {
 			t.Fatal(err)
 		}
-		for _, state := range []byte(states) {
-			if st.state == state {
-				return
-			}
+		if strings.IndexByte(states, st.state) >= 0 {
+			return
 		}
 		if time.Now().After(end) {
 			t.Fatalf("process %d is in state %c, want one of %s", pid, st.state, states)
