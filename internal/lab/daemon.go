@@ -262,10 +262,10 @@ func (d *daemon) handler() http.Handler {
 		answer(w, struct{}{}, d.each(r.Context(), (*Machine).Start))
 	})
 	mux.HandleFunc("POST /v1/stop", func(w http.ResponseWriter, r *http.Request) {
-		err := d.faults.Close(r.Context()) // members that are cut off could not hand over
-		if err == nil {
-			err = d.each(r.Context(), (*Machine).Stop)
+		if err := d.faults.Close(r.Context()); err != nil { // members that are cut off cannot hand over
+			d.log.Warn("machines stop while something is broken", "error", err)
 		}
+		err := d.each(r.Context(), (*Machine).Stop)
 		answer(w, struct{}{}, err)
 		if err == nil {
 			d.stopOnce.Do(func() { close(d.stop) })

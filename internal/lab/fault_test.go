@@ -9,6 +9,7 @@ import (
 	"os"
 	"os/exec"
 	"slices"
+	"strings"
 	"syscall"
 	"testing"
 	"time"
@@ -157,5 +158,75 @@ func TestFrozenMachineLosesItsPower(t *testing.T) {
 				t.Error("nobody was told")
 			}
 		})
+	}
+}
+
+// inMachine stands for a machine's init with an agent, and etcd which that has
+// recorded: in namespaces of its own, where other numbers hold.
+const inMachine = `
+	mount --make-rprivate /
+	mount -t tmpfs tmpfs /run
+	mkdir -p /run/kuorum/components
+	cd /run
+	echo 'while :; do sleep 1; done' > agent
+	sh agent &
+	KUORUM_LAUNCH="$1" setsid sleep 300 &
+	echo '{"name": "etcd", "pid": 2, "launch": "'"$1"'"}' > /run/kuorum/components/etcd.json
+	wait`
+
+// TestSignalsReachAMachine: a component of another pid namespace gets the
+// signal that is meant for it, also while it, and the agent, stand still.
+func TestSignalsReachAMachine(t *testing.T) {
+	launch := fmt.Sprintf("test-%d", os.Getpid())
+	cmd := exec.Command("sh", "-ec", inMachine, "sh", launch)
+	cmd.SysProcAttr = &syscall.SysProcAttr{Cloneflags: syscall.CLONE_NEWPID | syscall.CLONE_NEWNS, Pdeathsig: syscall.SIGKILL}
+	if err := cmd.Start(); err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() { _, _ = cmd.Process.Kill(), cmd.Wait() })
+	m := &Machine{Node: cluster.Node{Name: "cp1"}, init: cmd}
+	await := func(what string, done func() bool) {
+		t.Helper()
+		tick := time.NewTicker(5 * time.Millisecond)
+		defer tick.Stop()
+		for end := time.Now().Add(30 * time.Second); !done(); <-tick.C {
+			if time.Now().After(end) {
+				t.Fatal("not so: ", what)
+			}
+		}
+	}
+	find := func() (int, error) {
+		pid, _, err := host.FindLeader("KUORUM_LAUNCH=" + launch)
+		return pid, err
+	}
+	await("it runs", func() bool { return m.signal("etcd", syscall.SIGCONT) == nil && m.signal("agent", syscall.SIGSTOP) == nil })
+	pid, err := find()
+	if err != nil {
+		t.Fatal(err)
+	}
+	state := func() string {
+		data, err := os.ReadFile(fmt.Sprintf("/proc/%d/stat", pid))
+		if err != nil {
+			return "gone"
+		}
+		_, rest, _ := strings.Cut(string(data), ") ")
+		return rest[:1]
+	}
+	if err := m.signal("etcd", syscall.SIGSTOP); err != nil {
+		t.Fatal(err)
+	}
+	await("etcd stands still", func() bool { return state() == "T" })
+	for name, says := range map[string]string{"etcdd": "did you mean etcd?", "kubelet": "there are etcd, agent"} {
+		err := m.signal(name, syscall.SIGKILL)
+		if p, ok := errors.AsType[*cluster.Problem](err); !ok || !strings.Contains(p.Why, says) || !errors.Is(err, host.ErrGone) {
+			t.Errorf("%s: got %v", name, err)
+		}
+	}
+	if err := m.signal("etcd", syscall.SIGKILL); err != nil {
+		t.Fatal(err)
+	}
+	await("etcd is gone", func() bool { _, err := find(); return errors.Is(err, host.ErrGone) })
+	if err := m.signal("etcd", syscall.SIGKILL); !errors.Is(err, host.ErrGone) {
+		t.Errorf("what has ended: %v", err)
 	}
 }
