@@ -199,7 +199,9 @@ func TestSignalsReachAMachine(t *testing.T) {
 		pid, _, err := host.FindLeader("KUORUM_LAUNCH=" + launch)
 		return pid, err
 	}
-	await("it runs", func() bool { return m.signal("etcd", syscall.SIGCONT) == nil && m.signal("agent", syscall.SIGSTOP) == nil })
+	await("it runs", func() bool {
+		return m.signal("etcd", syscall.SIGCONT) == nil && m.signal("agent", syscall.SIGSTOP) == nil
+	})
 	pid, err := find()
 	if err != nil {
 		t.Fatal(err)
