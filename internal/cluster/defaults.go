@@ -31,6 +31,32 @@ const (
 	defaultMaxPods         = 110 // the kubelet's own default
 )
 
+// The defaults of a leader election are upstream's.
+const (
+	defaultLeaseDuration = 15 * time.Second
+	defaultRenewDeadline = 10 * time.Second
+	defaultRetryPeriod   = 2 * time.Second
+	defaultLeaseSpace    = "kube-system"
+	leaseLock            = "leases"
+)
+
+// DefaultElection is how the program of that name elects its leader unless its
+// cluster.yaml says otherwise: what upstream's own flags default to.
+func DefaultElection(program string) LeaderElection {
+	var l LeaderElection
+	l.fill(program)
+	return l
+}
+
+func (l *LeaderElection) fill(program string) {
+	l.LeaseDuration = cmp.Or(l.LeaseDuration, Duration(defaultLeaseDuration))
+	l.RenewDeadline = cmp.Or(l.RenewDeadline, Duration(defaultRenewDeadline))
+	l.RetryPeriod = cmp.Or(l.RetryPeriod, Duration(defaultRetryPeriod))
+	l.ResourceName = cmp.Or(l.ResourceName, program)
+	l.ResourceNamespace = cmp.Or(l.ResourceNamespace, defaultLeaseSpace)
+	l.ResourceLock = cmp.Or(l.ResourceLock, leaseLock)
+}
+
 // Where the addresses of each role begin in the nodes' network; address 1 is
 // the lab's switch.
 const (
@@ -94,6 +120,8 @@ func (s *Spec) Default() {
 	k := &s.Spec.Kubernetes
 	k.PodSecurity = cmp.Or(k.PodSecurity, defaultPodSecurity)
 	k.MaxPods = cmp.Or(k.MaxPods, defaultMaxPods)
+	k.ControllerManager.LeaderElection.fill(ControllerManagerName)
+	k.Scheduler.LeaderElection.fill(SchedulerName)
 
 	c := &s.Spec.Certificates
 	c.Life = cmp.Or(c.Life, Duration(defaultCertificateLife))

@@ -177,6 +177,30 @@ type Kubernetes struct {
 	MaxPods int `json:"maxPods,omitempty"`
 	// FeatureGates of all Kubernetes programs, by name.
 	FeatureGates map[string]bool `json:"featureGates,omitempty"`
+	// ControllerManager and Scheduler run on each server, and one of each is at work.
+	ControllerManager Elected `json:"controllerManager"`
+	Scheduler         Elected `json:"scheduler"`
+}
+
+// Elected is a program of which the servers elect one to do the work.
+type Elected struct {
+	LeaderElection LeaderElection `json:"leaderElection"`
+}
+
+// LeaderElection is how upstream's programs elect a leader: whoever holds a Lease.
+// RetryPeriod * 1.2 < RenewDeadline < LeaseDuration.
+type LeaderElection struct {
+	// LeaseDuration is how long the others wait after the last renewal that they
+	// saw before one of them takes the lease, in whole seconds.
+	LeaseDuration Duration `json:"leaseDuration,omitempty"`
+	// RenewDeadline is how long the leader tries to renew before it ends.
+	RenewDeadline Duration `json:"renewDeadline,omitempty"`
+	// RetryPeriod is between two renewals; the others look after one to 2.2 of it.
+	RetryPeriod Duration `json:"retryPeriod,omitempty"`
+	// ResourceName and ResourceNamespace are the Lease's, whose namespace must exist.
+	ResourceName      string `json:"resourceName,omitempty"`
+	ResourceNamespace string `json:"resourceNamespace,omitempty"`
+	ResourceLock      string `json:"resourceLock,omitempty"` // "leases": upstream has no other any more
 }
 
 // Lab settings matter only when the cluster runs on one host.
@@ -301,6 +325,15 @@ func movesEtcd(verb string) error {
 		What: "refused to " + verb,
 		Why:  "etcd is on the servers, on machines of its own, or somebody else's, for the life of a cluster",
 		Do:   "make a new cluster with kuorum up --etcd N, or spec.etcdNodes", Exit: ExitRefused,
+	}
+}
+
+// Elections are how the servers elect one of each program that only one of them
+// does the work of, by the program's name.
+func (s *Spec) Elections() map[string]LeaderElection {
+	return map[string]LeaderElection{
+		ControllerManagerName: s.Spec.Kubernetes.ControllerManager.LeaderElection,
+		SchedulerName:         s.Spec.Kubernetes.Scheduler.LeaderElection,
 	}
 }
 

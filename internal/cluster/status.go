@@ -122,9 +122,15 @@ type EtcdEndpoint struct {
 	EtcdStatus
 }
 
+// The programs of which the servers elect one to do the work.
+const (
+	ControllerManagerName = "kube-controller-manager"
+	SchedulerName         = "kube-scheduler"
+)
+
 // LeaseStatus is one of upstream's leader elections.
 type LeaseStatus struct {
-	Name        string    `json:"name"`   // kube-scheduler or kube-controller-manager
+	Name        string    `json:"name"`   // of the program, whatever its lease is called
 	Holder      string    `json:"holder"` // a node's name; empty: nobody
 	Since       time.Time `json:"since"`
 	Renewed     time.Time `json:"renewed"`

@@ -260,4 +260,56 @@ func (v *validator) kubernetes() {
 			v.refuse(child("spec.kubernetes.featureGates", gate), "the name of a feature gate has letters and digits only, %d at most", maxFeatureGate)
 		}
 	}
+	manager, scheduler := k.ControllerManager.LeaderElection, k.Scheduler.LeaderElection
+	v.election(managerElection, manager)
+	v.election(schedulerElection, scheduler)
+	if manager.ResourceName == scheduler.ResourceName && manager.ResourceNamespace == scheduler.ResourceNamespace {
+		v.clash([]string{schedulerElection + ".resourceName", managerElection + ".resourceName", schedulerElection, managerElection},
+			"%s is the lease of the controller-manager and of the scheduler: only one of them would work", quote(scheduler.ResourceName))
+	}
+}
+
+const (
+	managerElection   = "spec.kubernetes.controllerManager.leaderElection"
+	schedulerElection = "spec.kubernetes.scheduler.leaderElection"
+
+	minLease, maxLease = time.Second, 10 * time.Minute
+	minRetry           = 100 * time.Millisecond // below it the API would do little else
+)
+
+// election checks what client-go and upstream's own validation demand: a program
+// that finds it otherwise does not start.
+func (v *validator) election(path string, l LeaderElection) {
+	lease, renew, retry := time.Duration(l.LeaseDuration), time.Duration(l.RenewDeadline), time.Duration(l.RetryPeriod)
+	leasePath, renewPath, retryPath := path+".leaseDuration", path+".renewDeadline", path+".retryPeriod"
+	leaseOK := v.span(leasePath, lease, minLease, maxLease)
+	renewOK := v.span(renewPath, renew, minRetry, maxLease)
+	retryOK := v.span(retryPath, retry, minRetry, maxLease)
+	if leaseOK && lease%time.Second != 0 {
+		v.refuse(leasePath, "%v is not a whole number of seconds, which is what a Lease holds", lease)
+	}
+	if leaseOK && renewOK && lease <= renew {
+		v.clash([]string{leasePath, renewPath},
+			"%v is not longer than renewDeadline, %v: another could lead while the leader still tries to renew", lease, renew)
+	}
+	if longest := retry + retry/5; renewOK && retryOK && renew <= longest { // client-go's JitterFactor
+		v.clash([]string{renewPath, retryPath},
+			"%v is not longer than 1.2 times retryPeriod, %v: the leader could not try twice", renew, longest)
+	}
+	v.oneOf(path+".resourceLock", l.ResourceLock, leaseLock)
+	if len(content.IsDNS1123Subdomain(l.ResourceName)) > 0 {
+		v.refuse(path+".resourceName", "%s is no name of a Lease: use lower-case letters, digits, '-' and '.'", quote(l.ResourceName))
+	}
+	if len(content.IsDNS1123Label(l.ResourceNamespace)) > 0 {
+		v.refuse(path+".resourceNamespace", "%s is no name of a namespace: use lower-case letters, digits and '-'", quote(l.ResourceNamespace))
+	}
+}
+
+// span checks a duration that is written as Go writes it.
+func (v *validator) span(path string, d, least, most time.Duration) bool {
+	if d < least || d > most {
+		v.refuse(path, "%v is not between %v and %v", d, least, most)
+		return false
+	}
+	return true
 }

@@ -341,3 +341,58 @@ func TestSharesReachComponents(t *testing.T) {
 		t.Errorf("etcd has slack %v and is limited by %v", etcd.TimerSlack, etcd.Env)
 	}
 }
+
+// TestElectionFlags: only what differs from upstream's defaults is a flag, or the
+// programs of clusters that exist would be started again.
+func TestElectionFlags(t *testing.T) {
+	m := testMachine(t, "cp1")
+	for _, name := range []string{cluster.ControllerManagerName, cluster.SchedulerName} {
+		if args := electionArgs(find(t, m, name)); !slices.Equal(args, []string{"--leader-elect=true"}) {
+			t.Errorf("%s has %v by default", name, args)
+		}
+	}
+	k := &m.Spec.Spec.Kubernetes
+	k.ControllerManager.LeaderElection.LeaseDuration = cluster.Duration(20 * time.Second)
+	k.Scheduler.LeaderElection = cluster.LeaderElection{
+		LeaseDuration: cluster.Duration(4 * time.Second), RenewDeadline: cluster.Duration(3 * time.Second),
+		RetryPeriod: cluster.Duration(500 * time.Millisecond), ResourceName: "one", ResourceNamespace: "two", ResourceLock: "leases",
+	}
+	for name, want := range map[string][]string{
+		cluster.ControllerManagerName: {"--leader-elect=true", "--leader-elect-lease-duration=20s"},
+		cluster.SchedulerName: {
+			"--leader-elect=true", "--leader-elect-lease-duration=4s", "--leader-elect-renew-deadline=3s",
+			"--leader-elect-retry-period=500ms", "--leader-elect-resource-name=one", "--leader-elect-resource-namespace=two",
+		},
+	} {
+		if diff := cmp.Diff(want, electionArgs(find(t, m, name))); diff != "" {
+			t.Errorf("%s (-want +got):\n%s", name, diff)
+		}
+	}
+}
+
+func electionArgs(c Component) []string {
+	return slices.DeleteFunc(slices.Clone(c.Args), func(a string) bool { return !strings.HasPrefix(a, "--leader-elect") })
+}
+
+// TestPlannedStopReleasesTheLease: without the gate a controller-manager that is
+// told to end keeps its lease, unless the cluster says otherwise.
+func TestPlannedStopReleasesTheLease(t *testing.T) {
+	const gate = "ControllerManagerReleaseLeaderElectionLockOnExit"
+	m := testMachine(t, "cp1")
+	for _, tc := range []struct {
+		chosen map[string]bool
+		want   string
+	}{
+		{nil, "--feature-gates=" + gate + "=true"},
+		{map[string]bool{"Other": true}, "--feature-gates=" + gate + "=true,Other=true"},
+		{map[string]bool{gate: false}, "--feature-gates=" + gate + "=false"},
+	} {
+		m.Spec.Spec.Kubernetes.FeatureGates = tc.chosen
+		if c := find(t, m, cluster.ControllerManagerName); !slices.Contains(c.Args, tc.want) {
+			t.Errorf("with %v: %v", tc.chosen, c.Args)
+		}
+		if c := find(t, m, cluster.SchedulerName); tc.chosen == nil && strings.Contains(strings.Join(c.Args, " "), gate) {
+			t.Errorf("the scheduler, which does not know the gate: %v", c.Args)
+		}
+	}
+}

@@ -7,6 +7,8 @@ import (
 	"strconv"
 	"strings"
 	"time"
+
+	"kuorum/internal/cluster"
 )
 
 // apiserver talks to its own machine's etcd only, as kubeadm's stacked
@@ -118,10 +120,11 @@ func controllerManager(m Machine) Component {
 		"--service-account-private-key-file=" + pki("sa.key"),
 		"--profiling=false",
 	}
+	args = slices.Concat(args, election(cluster.ControllerManagerName, m.Spec.Spec.Kubernetes.ControllerManager), gates)
 	return Component{
-		Name:        "kube-controller-manager",
-		Path:        m.bin("kube-controller-manager"),
-		Args:        append(args, gates...),
+		Name:        cluster.ControllerManagerName,
+		Path:        m.bin(cluster.ControllerManagerName),
+		Args:        args,
 		After:       []string{"kube-apiserver", "endpoint"},
 		Ready:       httpsReady("https://127.0.0.1:10257/healthz", pki("ca.crt")),
 		StopTimeout: 10 * time.Second,
@@ -130,9 +133,9 @@ func controllerManager(m Machine) Component {
 
 func scheduler(m Machine) Component {
 	return Component{
-		Name: "kube-scheduler",
-		Path: m.bin("kube-scheduler"),
-		Args: append([]string{
+		Name: cluster.SchedulerName,
+		Path: m.bin(cluster.SchedulerName),
+		Args: slices.Concat([]string{
 			"--bind-address=127.0.0.1",
 			"--tls-cert-file=" + pki("local.crt"),
 			"--tls-private-key-file=" + pki("local.key"),
@@ -142,11 +145,30 @@ func scheduler(m Machine) Component {
 			"--authorization-kubeconfig=" + etc("scheduler.conf"),
 			"--leader-elect=true",
 			"--profiling=false",
-		}, featureGates(m)...),
+		}, election(cluster.SchedulerName, m.Spec.Spec.Kubernetes.Scheduler), featureGates(m)),
 		After:       []string{"kube-apiserver", "endpoint"},
 		Ready:       httpsReady("https://127.0.0.1:10259/readyz", pki("ca.crt")),
 		StopTimeout: 10 * time.Second,
 	}
+}
+
+// election renders what differs from upstream's defaults only: the flags of a
+// cluster without settings of its own stay as they are.
+func election(program string, chosen cluster.Elected) []string {
+	l, usual := chosen.LeaderElection, cluster.DefaultElection(program)
+	var flags []string
+	add := func(name, value, usual string) {
+		if value != usual {
+			flags = append(flags, "--leader-elect-"+name+"="+value)
+		}
+	}
+	add("lease-duration", l.LeaseDuration.String(), usual.LeaseDuration.String())
+	add("renew-deadline", l.RenewDeadline.String(), usual.RenewDeadline.String())
+	add("retry-period", l.RetryPeriod.String(), usual.RetryPeriod.String())
+	add("resource-name", l.ResourceName, usual.ResourceName)
+	add("resource-namespace", l.ResourceNamespace, usual.ResourceNamespace)
+	add("resource-lock", l.ResourceLock, usual.ResourceLock)
+	return flags
 }
 
 // signingFile is the certificate of the authority that signs. It must stand

@@ -36,6 +36,10 @@ const (
 // ErrNotFound is the end of a request for an object that does not exist.
 var ErrNotFound = errors.New("not found")
 
+// ErrConflict is the end of an Update of what somebody else has changed since it was
+// read.
+var ErrConflict = errors.New("somebody else has changed it")
+
 // Client asks one API server, and no other when that does not answer. Its
 // methods block until the answer is there, their context ends, or the
 // client's patience does; they may be called from several goroutines.
@@ -96,6 +100,16 @@ func (c *Client) Patch(ctx context.Context, path, kind, body string) error {
 	return c.call(ctx, request{http.MethodPatch, path, kind, body}, nil)
 }
 
+// Update puts body in place of the object at path. It fails with ErrConflict if
+// the object has another resource version than body.
+func (c *Client) Update(ctx context.Context, path, body string) error {
+	return c.call(ctx, request{http.MethodPut, path, JSON, body}, nil)
+}
+
+// Through is a client that asks in the same way what listens at another address,
+// an https URL without path; its certificate must name that address.
+func (c *Client) Through(server string) *Client { return &Client{http: c.http, host: server} }
+
 // Delete removes the object at path.
 func (c *Client) Delete(ctx context.Context, path string) error {
 	return c.call(ctx, request{method: http.MethodDelete, path: path}, nil)
@@ -136,6 +150,9 @@ func (c *Client) do(ctx context.Context, r request) ([]byte, error) {
 	}
 	if resp.StatusCode == http.StatusNotFound {
 		return nil, ErrNotFound
+	}
+	if resp.StatusCode == http.StatusConflict {
+		return nil, fmt.Errorf("%w: %s", ErrConflict, reason(answer))
 	}
 	if resp.StatusCode >= http.StatusMultipleChoices {
 		return nil, fmt.Errorf("%s: %s", resp.Status, reason(answer))

@@ -112,6 +112,7 @@ func TestRequests(t *testing.T) {
 		client.Create(ctx, "/api/v1/things", `{}`, &made),
 		client.Patch(ctx, "/api/v1/things/one?force=true", Apply, `{"a":1}`),
 		client.Patch(ctx, "/api/v1/things/one", MergePatch, `{"b":1}`),
+		client.Update(ctx, "/api/v1/things/one", `{"c":1}`),
 		client.Delete(ctx, "/api/v1/things/one?gracePeriodSeconds=0"),
 	)
 	if err != nil {
@@ -123,6 +124,7 @@ func TestRequests(t *testing.T) {
 		"POST|/api/v1/things|application/json|{}",
 		`PATCH|/api/v1/things/one?force=true|application/apply-patch+yaml|{"a":1}`,
 		`PATCH|/api/v1/things/one|application/merge-patch+json|{"b":1}`,
+		`PUT|/api/v1/things/one|application/json|{"c":1}`,
 		"DELETE|/api/v1/things/one?gracePeriodSeconds=0||",
 	}
 	if diff := cmp.Diff(want, got); diff != "" {
@@ -141,7 +143,7 @@ func TestRefusals(t *testing.T) {
 	}{
 		"an object of the kind Status": {http.StatusForbidden, `{"kind":"Status","message":"because"}`, "cannot get /x: 403 Forbidden: because"},
 		"a text":                       {http.StatusInternalServerError, "[-]etcd failed\n", "cannot get /x: 500 Internal Server Error: [-]etcd failed"},
-		"an object of another kind":    {http.StatusConflict, `{"kind":"Other"}`, `cannot get /x: 409 Conflict: {"kind":"Other"}`},
+		"an object of another kind":    {http.StatusConflict, `{"kind":"Other"}`, `cannot get /x: somebody else has changed it: {"kind":"Other"}`},
 		"no JSON":                      {http.StatusOK, "ok", "cannot get /x: invalid character"},
 		"nothing there":                {http.StatusNotFound, "no", "cannot get /x: not found"},
 	} {
@@ -156,6 +158,9 @@ func TestRefusals(t *testing.T) {
 			}
 			if errors.Is(err, ErrNotFound) != (tc.code == http.StatusNotFound) {
 				t.Errorf("taken for a missing object or not: %v", err)
+			}
+			if errors.Is(err, ErrConflict) != (tc.code == http.StatusConflict) {
+				t.Errorf("taken for a conflict or not: %v", err)
 			}
 		})
 	}
@@ -235,6 +240,19 @@ func TestStrangeServer(t *testing.T) {
 	err = client.Get(t.Context(), "/", nil)
 	if _, unknown := errors.AsType[x509.UnknownAuthorityError](err); !unknown {
 		t.Errorf("got %v", err)
+	}
+}
+
+// TestThrough: the same client at another address, which must be one of the server's.
+func TestThrough(t *testing.T) {
+	asked := ""
+	client := testClient(t, func(_ http.ResponseWriter, r *http.Request) { asked = r.Host })
+	balancer := strings.Replace(client.host, "127.0.0.1", "localhost", 1)
+	if err := client.Through(balancer).Get(t.Context(), "/", nil); err != nil || "https://"+asked != balancer {
+		t.Errorf("asked %s: %v", asked, err)
+	}
+	if err := client.Get(t.Context(), "/", nil); err != nil || "https://"+asked != client.host {
+		t.Errorf("the first one asked %s: %v", asked, err)
 	}
 }
 
