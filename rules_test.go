@@ -23,7 +23,7 @@ var layers = []string{
 	"cluster host step",
 	"pki supervise bundle agent advise datadir fault",
 	"component doctor endpoint etcd keyring kubeapi kubeconfig",
-	"membership relocation",
+	"lease membership relocation",
 	"node lab",
 	"cli",
 }

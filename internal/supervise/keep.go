@@ -36,14 +36,21 @@ func Backoff(failures int) time.Duration {
 
 // keep is the life of one unit: it returns only when ctx is done.
 func (s *Supervisor) keep(ctx context.Context, u *unit) {
+	if c, _ := s.running(u); c == nil {
+		s.tellDeath(ctx, u, time.Now()) // of whatever ran before: it was not found
+	}
 	failures := 0
 	for {
-		if !s.ensure(ctx, u) {
+		if !s.awaitHold(ctx, u) || !s.ensure(ctx, u) {
 			return
 		}
 		began := time.Now()
-		if c, _ := s.running(u); c != nil && !s.attend(ctx, u, c) {
+		c, _ := s.running(u)
+		if c != nil && !s.attend(ctx, u, c) {
 			return
+		}
+		if c != nil && c.asked.Load() {
+			continue
 		}
 		if time.Since(began) >= steadyAfter {
 			failures = 0
@@ -152,11 +159,15 @@ func (s *Supervisor) replace(ctx context.Context, u *unit, old *child) bool {
 			return false
 		}
 	}
-	if err := s.end(ctx, old, u.Name, u.StopTimeout); err != nil {
+	killed, err := s.end(ctx, old, u.Name, u.StopTimeout)
+	if err != nil {
 		if ctx.Err() == nil {
 			s.log.Error("component cannot be replaced", "component", u.Name, "error", err)
 		}
 		return false
+	}
+	if killed {
+		s.tellDeath(ctx, u, time.Now())
 	}
 	s.update(u, func() { u.forget(old) })
 	return true
@@ -222,10 +233,14 @@ func (s *Supervisor) attend(ctx context.Context, u *unit, c *child) bool {
 	case <-c.Exited():
 	case <-ctx.Done():
 	}
+	at := time.Now()
 	cancel()
 	<-polled
 	if !c.ended() {
 		return false
+	}
+	if !c.asked.Load() {
+		s.tellDeath(ctx, u, at)
 	}
 	s.log.Warn("component ended", "component", u.Name, "pid", c.pid, "exit", c.ExitText())
 	s.update(u, func() {

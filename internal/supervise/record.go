@@ -241,7 +241,7 @@ func (s *Supervisor) complete(r record) (*child, error) {
 // retire ends a process that an earlier supervisor kept and this one does not know.
 func (s *Supervisor) retire(ctx context.Context, r record, c *child) error {
 	s.log.Info("component is not declared any more, stopping it", "component", r.Name, "pid", c.pid)
-	if err := s.end(ctx, c, r.Name, r.StopTimeout); err != nil {
+	if _, err := s.end(ctx, c, r.Name, r.StopTimeout); err != nil {
 		return err
 	}
 	return s.removeRecord(r.Name)

@@ -59,8 +59,12 @@ func (s *Supervisor) stop(ctx context.Context, u *unit) error {
 	c, _ := s.running(u)
 	if c != nil {
 		s.update(u, func() { u.state.Phase, u.state.Message = PhaseStopping, "" })
-		if err := s.end(ctx, c, u.Name, u.StopTimeout); err != nil {
+		killed, err := s.end(ctx, c, u.Name, u.StopTimeout)
+		if err != nil {
 			return err
+		}
+		if killed {
+			u.tellDeath(ctx)
 		}
 		s.log.Info("component stopped", "component", u.Name, "exit", c.ExitText())
 		s.update(u, func() { u.forget(c) })
@@ -70,32 +74,33 @@ func (s *Supervisor) stop(ctx context.Context, u *unit) error {
 }
 
 // end asks a process to end, insists after timeout, and waits until it is
-// gone. When ctx is done first, the process may still run.
-func (s *Supervisor) end(ctx context.Context, c *child, name string, timeout time.Duration) error {
+// gone; killed tells that it had to insist. When ctx is done first, the process
+// may still run.
+func (s *Supervisor) end(ctx context.Context, c *child, name string, timeout time.Duration) (killed bool, err error) {
 	if err := ctx.Err(); err != nil {
-		return fmt.Errorf("cannot stop component %s: %w", name, err)
+		return false, fmt.Errorf("cannot stop component %s: %w", name, err)
 	}
 	if err := send(c, syscall.SIGTERM); err != nil {
-		return fmt.Errorf("cannot stop component %s: %w", name, err)
+		return false, fmt.Errorf("cannot stop component %s: %w", name, err)
 	}
 	timer := time.NewTimer(timeout)
 	defer timer.Stop()
 	select {
 	case <-c.Exited():
-		return nil
+		return false, nil
 	case <-ctx.Done():
-		return fmt.Errorf("cannot stop component %s: process %d still runs: %w", name, c.pid, ctx.Err())
+		return false, fmt.Errorf("cannot stop component %s: process %d still runs: %w", name, c.pid, ctx.Err())
 	case <-timer.C:
 	}
 	s.log.Warn("component does not heed sigterm, killing it", "component", name, "pid", c.pid, "after", timeout)
 	if err := send(c, syscall.SIGKILL); err != nil {
-		return fmt.Errorf("cannot kill component %s: %w", name, err)
+		return false, fmt.Errorf("cannot kill component %s: %w", name, err)
 	}
 	select {
 	case <-c.Exited():
-		return nil
+		return true, nil
 	case <-ctx.Done():
-		return fmt.Errorf("cannot stop component %s: process %d still runs: %w", name, c.pid, ctx.Err())
+		return true, fmt.Errorf("cannot stop component %s: process %d still runs: %w", name, c.pid, ctx.Err())
 	}
 }
 

@@ -59,6 +59,12 @@ type Process struct {
 	// why not. It must return soon after its context is done; it gets 2 s and
 	// may run several times at once. A nil Ready means: ready while it runs.
 	Ready func(context.Context) error
+	// Died is told that a process of the unit is dead, and when that was seen:
+	// one that ended by itself, or had to be killed, or that an earlier supervisor
+	// kept and that is gone. It is called once for each of them, before the next one
+	// starts, in a goroutine of its own, and must return soon after its context is
+	// done. One that Stop asked to end, and that did, is not told of. May be nil.
+	Died func(ctx context.Context, at time.Time)
 	// Log is the file that gets stdout and stderr; Run rotates it. Empty
 	// means that they are thrown away.
 	Log string
@@ -105,6 +111,7 @@ type Supervisor struct {
 	system system
 	units  []*unit // in declared order
 	boot   string  // set while the lock is held
+	deaths sync.WaitGroup
 
 	mu      sync.Mutex    // guards the fields of units that say so, and changed
 	changed chan struct{} // closed and replaced at every change of a state
@@ -120,7 +127,8 @@ type unit struct {
 
 	// Guarded by Supervisor.mu.
 	state State
-	child *child // nil when nothing runs
+	child *child        // nil when nothing runs
+	held  chan struct{} // not nil while Restart keeps it from starting; closed then
 }
 
 // New makes a supervisor of processes that keeps its records in dir, which
@@ -156,6 +164,7 @@ func (s *Supervisor) Run(ctx context.Context) error {
 	}
 	group.Go(func() { s.rotateLogs(ctx) })
 	group.Wait()
+	s.deaths.Wait()
 	return release()
 }
 

@@ -1,6 +1,7 @@
 package supervise
 
 import (
+	"sync/atomic"
 	"syscall"
 
 	"kuorum/internal/host"
@@ -10,7 +11,8 @@ import (
 type child struct {
 	handle
 	pid       int
-	startTime uint64 // clock ticks since boot
+	startTime uint64      // clock ticks since boot
+	asked     atomic.Bool // to end, by Restart: its end is no failure
 }
 
 // handle is what host.Process does for the process it holds.
