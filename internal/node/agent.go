@@ -120,7 +120,7 @@ func NewAgent(options Options, disk membership.Disk, doors *doors) (*Agent, erro
 	if err := a.connect(); err != nil {
 		return nil, fmt.Errorf("cannot configure node %s: %w", machine.Node.Name, err)
 	}
-	a.supervisor, err = supervise.New(filepath.Join(component.RunDir, "components"), options.Log, a.holdBack(processes(machine, a.components)))
+	a.supervisor, err = supervise.New(filepath.Join(component.RunDir, "components"), options.Log, a.mourn(a.holdBack(processes(machine, a.components))))
 	if err != nil {
 		return nil, fmt.Errorf("cannot supervise node %s: %w", machine.Node.Name, err)
 	}
@@ -289,6 +289,7 @@ func (a *Agent) Run(ctx context.Context) error {
 		case <-inner.Done():
 		case <-a.options.Stop:
 			stopped = true
+			a.yieldLeads(inner)
 			cancel()
 		case <-a.removed:
 			end = errRemoved

@@ -16,6 +16,7 @@ import (
 	"kuorum/internal/agent"
 	"kuorum/internal/cluster"
 	"kuorum/internal/datadir"
+	"kuorum/internal/lease"
 	"kuorum/internal/membership"
 	"kuorum/internal/pki"
 	"kuorum/internal/relocation"
@@ -112,6 +113,8 @@ func (a *Agent) membersAPI() http.Handler {
 		more := http.NewServeMux()
 		a.server.memberAPI(more)
 		more.HandleFunc("POST "+membership.RenewPath, serve(a.renewOther))
+		more.HandleFunc("POST "+lease.MovePath, serve(a.moveLeader))
+		more.HandleFunc("POST "+lease.StandbyPath, serve(a.restartStandby))
 		mux.Handle("/", a.server.owned(more))
 	}
 	if a.member != nil {

@@ -19,6 +19,7 @@ import (
 	"kuorum/internal/datadir"
 	"kuorum/internal/etcd"
 	"kuorum/internal/kubeapi"
+	"kuorum/internal/lease"
 	"kuorum/internal/membership"
 	"kuorum/internal/supervise"
 )
@@ -65,6 +66,7 @@ type server struct {
 	// external is etcd again if somebody else runs it, else nil.
 	external *external
 	api      apiClient
+	leases   lease.API // through the balancer: the own API server may be what died
 
 	address string       // the node's own
 	joins   atomic.Int32 // under way
@@ -91,7 +93,7 @@ func newServer(m component.Machine, options Options, agents *agent.Client, own *
 	if err != nil {
 		return nil, errors.Join(err, s.etcd.Close())
 	}
-	s.api = apiClient{api}
+	s.api, s.leases = apiClient{api}, throughBalancer(api)
 	s.members = newMembership(m, options, s, agents)
 	return s, nil
 }

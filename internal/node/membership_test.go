@@ -28,6 +28,7 @@ import (
 	"kuorum/internal/component"
 	"kuorum/internal/etcd"
 	"kuorum/internal/host"
+	"kuorum/internal/lease"
 	"kuorum/internal/membership"
 	"kuorum/internal/pki"
 	"kuorum/internal/relocation"
@@ -253,6 +254,8 @@ func TestWhoMayCallWhat(t *testing.T) {
 		{"POST", relocation.MovePath, "no object", []int{who, 400, 400, no, no}},
 		{"POST", relocation.ArrivedPath, relocation.Arrival{Name: "w1", Address: "198.18.0.101"}, []int{who, no, no, yes, no}},
 		{"POST", relocation.ArrivedPath, relocation.Arrival{}, []int{who, no, no, no, no}},
+		{"POST", lease.MovePath, lease.Order{Program: "x"}, []int{who, 400, 400, no, no}},
+		{"POST", lease.StandbyPath, lease.Order{Program: "x"}, []int{who, 400, 400, no, no}},
 		{"POST", membership.ProgressPath, "no object", []int{who, 400, 400, 400, 400}},
 		{"POST", membership.TokensPath, strings.Repeat("x", maxRequest), []int{who, 400, 400, 400, 400}},
 		{"GET", membership.JoinPath, nil, []int{who, 404, 404, 404, 404}},

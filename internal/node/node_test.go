@@ -18,10 +18,6 @@ import (
 	"testing/synctest"
 	"time"
 
-	"github.com/google/go-cmp/cmp"
-	coordinationv1 "k8s.io/api/coordination/v1"
-	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
-
 	"kuorum/internal/cluster"
 	"kuorum/internal/component"
 	"kuorum/internal/kubeapi"
@@ -34,7 +30,16 @@ func TestSystemObjects(t *testing.T) {
 	kinds := map[string]string{"clusterroles": "ClusterRole", "clusterrolebindings": "ClusterRoleBinding"}
 	roles, seen := map[string]bool{}, map[string]bool{}
 	var bound []string
-	for _, o := range systemObjects() {
+	spec, err := cluster.New("demo", 1, 0)
+	if err != nil {
+		t.Fatal(err)
+	}
+	usual := len(systemObjects(spec))
+	spec.Spec.Kubernetes.Scheduler.LeaderElection.ResourceNamespace = "elsewhere"
+	if own := len(systemObjects(spec)); own != usual+2 {
+		t.Errorf("%d objects, and %d with a lease where upstream lets the scheduler use none: want a role and a binding", usual, own)
+	}
+	for _, o := range systemObjects(spec) {
 		var body struct {
 			APIVersion, Kind string
 			Metadata         struct{ Name string }
@@ -131,7 +136,7 @@ func TestPatch(t *testing.T) {
 		w.WriteHeader(code)
 		_, _ = w.Write([]byte(`{"message":"because"}`)) // the client may have gone
 	})
-	o := systemObjects()[0]
+	o := systemObjects(&cluster.Spec{})[0]
 	if err := c.apply(t.Context(), o); err != nil {
 		t.Fatal(err)
 	}
@@ -158,41 +163,6 @@ func TestPatch(t *testing.T) {
 	server.Close()
 	if err := c.apply(t.Context(), o); err == nil {
 		t.Error("a server that is gone has applied it")
-	}
-}
-
-// TestLease: a lease is read as Kubernetes' own type writes it.
-func TestLease(t *testing.T) {
-	holder, lasts, transitions := "cp2_0f9a", int32(15), int32(7)
-	since, renewed := time.Date(2026, 1, 2, 3, 4, 5, 678_000, time.UTC), time.Date(2026, 1, 2, 3, 4, 9, 0, time.UTC)
-	for name, tc := range map[string]struct {
-		spec coordinationv1.LeaseSpec
-		want cluster.LeaseStatus
-	}{
-		"held": {
-			coordinationv1.LeaseSpec{
-				HolderIdentity: &holder, AcquireTime: &metav1.MicroTime{Time: since}, RenewTime: &metav1.MicroTime{Time: renewed},
-				LeaseDurationSeconds: &lasts, LeaseTransitions: &transitions,
-			},
-			cluster.LeaseStatus{Name: "x", Holder: "cp2", Since: since, Renewed: renewed, Lasts: cluster.Duration(15 * time.Second), Transitions: 7},
-		},
-		"empty": {coordinationv1.LeaseSpec{}, cluster.LeaseStatus{Name: "x"}},
-	} {
-		t.Run(name, func(t *testing.T) {
-			_, c := testAPI(t, func(w http.ResponseWriter, r *http.Request) {
-				if r.URL.String() != "/apis/coordination.k8s.io/v1/namespaces/kube-system/leases/x?resourceVersion=0" {
-					t.Errorf("asked for %s", r.URL)
-				}
-				writeJSON(w, coordinationv1.Lease{Spec: tc.spec})
-			})
-			got, err := c.lease(t.Context(), "x")
-			if err != nil {
-				t.Fatal(err)
-			}
-			if diff := cmp.Diff(tc.want, got); diff != "" {
-				t.Errorf("(-want +got):\n%s", diff)
-			}
-		})
 	}
 }
 

@@ -3,7 +3,8 @@ package node
 import (
 	"cmp"
 	"context"
-	"strings"
+	"maps"
+	"slices"
 	"sync"
 	"time"
 
@@ -11,6 +12,7 @@ import (
 	"kuorum/internal/component"
 	"kuorum/internal/host"
 	"kuorum/internal/keyring"
+	"kuorum/internal/lease"
 	"kuorum/internal/supervise"
 )
 
@@ -41,7 +43,7 @@ func (a *Agent) Status(ctx context.Context) cluster.NodeStatus {
 		all.Go(func() { s.Etcd = a.member.status(ctx) })
 	}
 	if a.server != nil {
-		all.Go(func() { s.Leaders = a.server.leaders(ctx) })
+		all.Go(func() { s.Leaders = a.server.leaders(ctx, a.machine.Spec.Elections()) })
 	}
 	if a.server != nil && a.server.external != nil {
 		all.Go(func() { s.External = a.server.external.status(ctx) })
@@ -75,14 +77,14 @@ func tell(c supervise.State) cluster.ComponentStatus {
 // leaders are upstream's elections as the API server has them in its cache,
 // which it also has without a quorum. An API server that does not answer tells
 // of none: its component says why.
-func (s *server) leaders(ctx context.Context) []cluster.LeaseStatus {
-	names := []string{"kube-controller-manager", "kube-scheduler"}
-	found := make([]*cluster.LeaseStatus, len(names))
+func (s *server) leaders(ctx context.Context, elections map[string]cluster.LeaderElection) []cluster.LeaseStatus {
+	programs := slices.Sorted(maps.Keys(elections))
+	found := make([]*cluster.LeaseStatus, len(programs))
 	var all sync.WaitGroup
-	for i, name := range names {
+	for i, program := range programs {
 		all.Go(func() {
-			if lease, err := s.api.lease(ctx, name); err == nil {
-				found[i] = &lease
+			if status, err := lease.Status(ctx, s.api, program, elections[program]); err == nil {
+				found[i] = &status
 			}
 		})
 	}
@@ -102,35 +104,4 @@ func diskStatus(dir string) cluster.DiskStatus {
 		return cluster.DiskStatus{} // not known
 	}
 	return cluster.DiskStatus{FreeBytes: free, SizeBytes: size}
-}
-
-// leaseObject is the part of a Lease (coordination.k8s.io/v1) that client-go's
-// leader election writes: the holder is HOSTNAME_UUID, and each field may be
-// missing.
-type leaseObject struct {
-	Spec struct {
-		HolderIdentity       string    `json:"holderIdentity"`
-		AcquireTime          time.Time `json:"acquireTime"`
-		RenewTime            time.Time `json:"renewTime"`
-		LeaseDurationSeconds int       `json:"leaseDurationSeconds"`
-		LeaseTransitions     int       `json:"leaseTransitions"`
-	} `json:"spec"`
-}
-
-// lease asks for one of upstream's elections. Resource version 0 means: from
-// the API server's cache, whatever etcd says.
-func (c apiClient) lease(ctx context.Context, name string) (cluster.LeaseStatus, error) {
-	var lease leaseObject
-	if err := c.Get(ctx, "/apis/coordination.k8s.io/v1/namespaces/kube-system/leases/"+name+"?resourceVersion=0", &lease); err != nil {
-		return cluster.LeaseStatus{}, err
-	}
-	return lease.status(name), nil
-}
-
-func (l leaseObject) status(name string) cluster.LeaseStatus {
-	holder, _, _ := strings.Cut(l.Spec.HolderIdentity, "_")
-	return cluster.LeaseStatus{
-		Name: name, Holder: holder, Since: l.Spec.AcquireTime.UTC(), Renewed: l.Spec.RenewTime.UTC(),
-		Lasts: cluster.Duration(time.Duration(l.Spec.LeaseDurationSeconds) * time.Second), Transitions: l.Spec.LeaseTransitions,
-	}
 }

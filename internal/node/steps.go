@@ -11,8 +11,11 @@ import (
 	"path/filepath"
 	"time"
 
+	"kuorum/internal/cluster"
 	"kuorum/internal/component"
 	"kuorum/internal/host"
+	"kuorum/internal/kubeapi"
+	"kuorum/internal/pki"
 )
 
 const cniFile = "/etc/cni/net.d/10-kuorum.conflist"
@@ -107,7 +110,7 @@ func (a *Agent) applyObjects(ctx context.Context) error {
 		return nil //nolint:nilerr // ctx has ended
 	}
 	a.retry(ctx, "apply system objects", func(ctx context.Context) error {
-		for _, o := range systemObjects() {
+		for _, o := range systemObjects(a.spec.Load()) {
 			if err := client.apply(ctx, o); err != nil {
 				return err
 			}
@@ -118,4 +121,67 @@ func (a *Agent) applyObjects(ctx context.Context) error {
 		return client.labelServer(ctx, a.machine.Node.Name)
 	})
 	return nil
+}
+
+// nodesPath is where the API has its nodes.
+const nodesPath = "/api/v1/nodes/"
+
+// object is one API object that the system itself needs, with the path it
+// lives at: server-side apply needs no discovery then.
+type object struct {
+	path string
+	body string
+}
+
+// systemObjects are the permissions of the system's own parts that upstream's
+// defaults do not cover. Applying them again changes nothing, so every server
+// may do it at any time.
+func systemObjects(spec *cluster.Spec) []object {
+	const roles, bindings = "/apis/rbac.authorization.k8s.io/v1/clusterroles/", "/apis/rbac.authorization.k8s.io/v1/clusterrolebindings/"
+	objects := []object{
+		{bindings + "kuorum:apiserver-kubelet", binding("kuorum:apiserver-kubelet", "system:kubelet-api-admin", "kube-apiserver-kubelet-client")},
+		{roles + "kuorum:coredns", `{"apiVersion":"rbac.authorization.k8s.io/v1","kind":"ClusterRole","metadata":{"name":"kuorum:coredns"},"rules":[
+			{"apiGroups":[""],"resources":["endpoints","services","pods","namespaces"],"verbs":["list","watch"]},
+			{"apiGroups":["discovery.k8s.io"],"resources":["endpointslices"],"verbs":["list","watch"]}]}`},
+		{bindings + "kuorum:coredns", binding("kuorum:coredns", "kuorum:coredns", pki.UserCoreDNS)},
+		{roles + "kuorum:flannel", `{"apiVersion":"rbac.authorization.k8s.io/v1","kind":"ClusterRole","metadata":{"name":"kuorum:flannel"},"rules":[
+			{"apiGroups":[""],"resources":["nodes"],"verbs":["get","list","watch"]},
+			{"apiGroups":[""],"resources":["nodes/status"],"verbs":["patch"]}]}`},
+		{bindings + "kuorum:flannel", binding("kuorum:flannel", "kuorum:flannel", pki.UserFlannel)},
+	}
+	for program, e := range spec.Elections() {
+		if e.ResourceNamespace == cluster.DefaultElection(program).ResourceNamespace {
+			continue // upstream's own roles let both use any Lease there
+		}
+		name := "kuorum:leader-election:" + program
+		objects = append(objects,
+			object{roles + name, fmt.Sprintf(`{"apiVersion":"rbac.authorization.k8s.io/v1","kind":"ClusterRole","metadata":{"name":%q},"rules":[
+			{"apiGroups":["coordination.k8s.io"],"resources":["leases"],"verbs":["create"]},
+			{"apiGroups":["coordination.k8s.io"],"resources":["leases"],"resourceNames":[%q],"verbs":["get","update"]}]}`, name, e.ResourceName)},
+			object{bindings + name, binding(name, name, "system:"+program)})
+	}
+	return objects
+}
+
+func binding(name, role, user string) string {
+	return fmt.Sprintf(`{"apiVersion":"rbac.authorization.k8s.io/v1","kind":"ClusterRoleBinding","metadata":{"name":%q},
+		"roleRef":{"apiGroup":"rbac.authorization.k8s.io","kind":"ClusterRole","name":%q},
+		"subjects":[{"apiGroup":"rbac.authorization.k8s.io","kind":"User","name":%q}]}`, name, role, user)
+}
+
+// roleLabel marks a server as kubectl and the books know it; a kubelet may
+// not give itself this label (NodeRestriction).
+const roleLabel = `{"metadata":{"labels":{"node-role.kubernetes.io/control-plane":""}}}`
+
+// apiClient is what an agent asks its own API server.
+type apiClient struct{ *kubeapi.Client }
+
+// apply creates or updates o by server-side apply (KEP-555), taking over
+// fields that somebody else has changed: these objects are the system's.
+func (c apiClient) apply(ctx context.Context, o object) error {
+	return c.Patch(ctx, o.path+"?fieldManager=kuorum&force=true", kubeapi.Apply, o.body)
+}
+
+func (c apiClient) labelServer(ctx context.Context, name string) error {
+	return c.Patch(ctx, nodesPath+name, kubeapi.MergePatch, roleLabel)
 }

@@ -1,0 +1,187 @@
+package node
+
+import (
+	"bytes"
+	"context"
+	"encoding/json"
+	"errors"
+	"fmt"
+	"log/slog"
+	"net/http"
+	"strings"
+	"sync"
+	"testing"
+	"time"
+
+	"kuorum/internal/cluster"
+	"kuorum/internal/lease"
+	"kuorum/internal/supervise"
+)
+
+// election is an API server with one Lease.
+type election struct {
+	mu      sync.Mutex
+	holder  string // HOSTNAME_UUID
+	at      time.Time
+	paths   []string
+	updates []string
+}
+
+func (e *election) Get(_ context.Context, path string, into any) error {
+	e.mu.Lock()
+	defer e.mu.Unlock()
+	e.paths = append(e.paths, path)
+	return json.Unmarshal(fmt.Appendf(nil, `{"metadata":{"resourceVersion":"1"},"spec":{"holderIdentity":%q,"acquireTime":%q,"renewTime":%q}}`,
+		e.holder, e.at.Format(time.RFC3339Nano), e.at.Format(time.RFC3339Nano)), into)
+}
+
+func (e *election) Update(_ context.Context, path, body string) error {
+	e.mu.Lock()
+	defer e.mu.Unlock()
+	e.holder, e.updates = "", append(e.updates, path+" "+body)
+	return nil
+}
+
+func (e *election) take(holder string, at time.Time) {
+	e.mu.Lock()
+	defer e.mu.Unlock()
+	e.holder, e.at = holder, at
+}
+
+func (e *election) since() time.Time {
+	e.mu.Lock()
+	defer e.mu.Unlock()
+	return e.at
+}
+
+func (e *election) of() string {
+	e.mu.Lock()
+	defer e.mu.Unlock()
+	return e.holder
+}
+
+// TestMourn: the two programs that are elected are mourned, by the lease that
+// cluster.yaml names, and not before the node has joined.
+func TestMourn(t *testing.T) {
+	spec, err := cluster.New("demo", 1, 0)
+	if err != nil {
+		t.Fatal(err)
+	}
+	spec.Spec.Kubernetes.Scheduler.LeaderElection.ResourceName = "own"
+	var log bytes.Buffer
+	e := &election{}
+	a := testAgent(&log)
+	a.machine.Spec, a.machine.Node, a.complete = spec, spec.Spec.Nodes[0], make(chan struct{})
+	list := func() []supervise.Process {
+		return []supervise.Process{{Name: "etcd"}, {Name: cluster.ControllerManagerName}, {Name: cluster.SchedulerName}}
+	}
+	for _, p := range a.mourn(list()) {
+		if p.Died != nil {
+			t.Errorf("%s is mourned on a node that is no server", p.Name)
+		}
+	}
+	a.server = &server{leases: e}
+	processes := a.mourn(list())
+	if processes[0].Died != nil || processes[1].Died == nil || processes[2].Died == nil {
+		t.Fatal("the wrong processes are mourned")
+	}
+	died := time.Now()
+	e.take("cp1_x", died.Add(-time.Minute))
+	processes[2].Died(t.Context(), died)
+	if len(e.paths) != 0 {
+		t.Errorf("a node that joins has asked for %v: the lease may be that of the machine in whose place it comes", e.paths)
+	}
+	close(a.complete)
+	processes[2].Died(t.Context(), died)
+	if len(e.updates) != 1 || !strings.Contains(e.updates[0], "/namespaces/kube-system/leases/own ") || !strings.Contains(log.String(), "the lease of a dead component is released") {
+		t.Errorf("updates %v, log %s", e.updates, &log)
+	}
+	e.take("cp2_x", died.Add(-time.Minute))
+	processes[1].Died(t.Context(), died)
+	if len(e.updates) != 1 || e.of() != "cp2_x" {
+		t.Errorf("another's lease was released: %v", e.updates)
+	}
+}
+
+// TestHandOver: cp1 leads and is asked to hand over, over the agents' API. Real
+// processes stand for the schedulers; a start of one takes a lease that is free, as
+// upstream's does.
+func TestHandOver(t *testing.T) {
+	v := newVillage(t)
+	e := &election{}
+	began := time.Now()
+	for _, name := range []string{"cp1", "cp2"} {
+		a := v.agents[name]
+		_, a.server.api = testAPI(t, func(w http.ResponseWriter, _ *http.Request) { w.WriteHeader(http.StatusInternalServerError) })
+		a.server.leases = e
+		starts := 0
+		s, err := supervise.New(t.TempDir(), slog.New(slog.DiscardHandler), []supervise.Process{{
+			Name: cluster.SchedulerName, Path: "/bin/sleep", Args: []string{"100"},
+			May: func(context.Context) error {
+				if starts++; e.of() == "" {
+					e.take(fmt.Sprintf("%s_%d", name, starts), time.Now())
+				}
+				return nil
+			},
+			Died: func(_ context.Context, at time.Time) { // what upstream's does when it is told to end
+				if strings.HasPrefix(e.of(), name+"_") && at.After(e.since()) {
+					e.take("", time.Now())
+				}
+			},
+		}})
+		if err != nil {
+			t.Fatal(err)
+		}
+		a.supervisor = s
+		ctx, cancel := context.WithCancel(t.Context())
+		ran := make(chan error, 1)
+		go func() { ran <- s.Run(ctx) }()
+		t.Cleanup(func() {
+			cancel()
+			if err := errors.Join(<-ran, s.Stop(context.WithoutCancel(t.Context()))); err != nil {
+				t.Error(err)
+			}
+		})
+		limited, done := context.WithTimeout(t.Context(), 20*time.Second)
+		defer done()
+		if err := s.Wait(limited); err != nil {
+			t.Fatal(err)
+		}
+	}
+	if e.of() != "cp1_1" {
+		t.Fatalf("%s leads", e.of())
+	}
+	pid := func(name string) int { return v.agents[name].supervisor.States()[0].PID }
+	first, second := pid("cp1"), pid("cp2")
+
+	var moved lease.Moved
+	err := v.post(t, "w1", "cp1", order{lease.MovePath, lease.Order{Program: cluster.SchedulerName}, &moved})
+	if !isRefused(err) || pid("cp1") != first {
+		t.Errorf("a worker has moved the lead: %v", err)
+	}
+	if err := v.post(t, "cp2", "cp1", order{lease.MovePath, lease.Order{Program: "etcd"}, &moved}); err == nil || pid("cp1") != first {
+		t.Errorf("there is no lease of etcd: %v", err)
+	}
+	// cp2 does not lead: nothing happens there, and the caller hears who does.
+	if err := v.post(t, "somebody", "cp2", order{lease.MovePath, lease.Order{Program: cluster.SchedulerName, To: "cp1"}, &moved}); err != nil || moved.Leader != "cp1" || pid("cp2") != second {
+		t.Errorf("got %+v, %v", moved, err)
+	}
+	if err := v.post(t, "somebody", "cp1", order{lease.MovePath, lease.Order{Program: cluster.SchedulerName}, &moved}); err != nil || moved.Leader != "cp2" || e.of() != "cp2_2" {
+		t.Errorf("got %+v, %v, and %s leads", moved, err, e.of())
+	}
+	for _, name := range []string{"cp1", "cp2"} {
+		limited, done := context.WithTimeout(t.Context(), 20*time.Second)
+		defer done()
+		if err := v.agents[name].supervisor.Wait(limited); err != nil {
+			t.Error(err)
+		}
+	}
+	if pid("cp1") == first || pid("cp2") == second || e.of() != "cp2_2" {
+		t.Errorf("after %v the processes are %d and %d, as before %d and %d; %s leads", time.Since(began), pid("cp1"), pid("cp2"), first, second, e.of())
+	}
+	// A standby that leads by now is left alone.
+	leading := pid("cp2")
+	if err := v.post(t, "cp1", "cp2", order{lease.StandbyPath, lease.Order{Program: cluster.SchedulerName}, nil}); err != nil || pid("cp2") != leading {
+		t.Errorf("the leader was restarted as a standby: %v", err)
+	}
+}
