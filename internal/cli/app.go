@@ -33,6 +33,7 @@ const examples = `  kuorum up                      three servers on this machine
   kuorum kubectl get nodes       the real kubectl, pointed at them
   kuorum lab stop --power cp1    cut a server's power: the API goes on
   kuorum status                  how it is, and what to do about it
+  kuorum leader                  who leads, and kuorum leader move
   kuorum logs cp2 etcd -f        what a component says
   kuorum list                    labs, and how they are
   kuorum down                    remove it all`
@@ -63,7 +64,7 @@ func (a *app) command() *cobra.Command {
 		root.AddGroup(&g)
 	}
 	group(root, "lab", a.upCommand(), a.downCommand(), a.listCommand(), a.labCommand(), a.faultCommand(), a.imageCommand())
-	group(root, "see", a.statusCommand(), a.doctorCommand(), a.logsCommand(), a.configCommand(), a.versionCommand())
+	group(root, "see", a.statusCommand(), a.leaderCommand(), a.doctorCommand(), a.logsCommand(), a.configCommand(), a.versionCommand())
 	group(root, "operate", a.tokenCommand(), a.joinCommand(), a.leaveCommand(), a.nodeCommand(), a.certsCommand(), a.etcdCommand())
 	for _, tool := range lab.Tools() {
 		group(root, "tool", a.toolCommand(tool))
