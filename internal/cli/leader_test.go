@@ -104,7 +104,7 @@ func TestEtcdHeir(t *testing.T) {
 		"by its ID":             {to: "a3", want: "cp3"},
 		"the leader":            {to: "cp2", want: "cp2"},
 		"one that is off":       {change: func(e *advise.Etcd) { fail(&e.Members[2]) }, to: "cp3", code: cluster.ExitRefused, says: "does not answer: it is off"},
-		"a learner":             {change: func(e *advise.Etcd) { learn(&e.Members[2]) }, to: "cp3", code: cluster.ExitRefused, says: "it is learner"},
+		"a learner":             {change: func(e *advise.Etcd) { learn(&e.Members[2]) }, to: "cp3", code: cluster.ExitRefused, says: "its state is: learner"},
 		"any, the first is off": {change: func(e *advise.Etcd) { fail(&e.Members[0]) }, want: "cp3"},
 		"no other":              {change: func(e *advise.Etcd) { e.Members = e.Members[1:2] }, code: cluster.ExitRefused, says: "no other member can lead"},
 		"nobody leads":          {change: func(e *advise.Etcd) { e.Members[1].State = "no leader" }, code: cluster.ExitNoQuorum, says: "no leader"},

@@ -115,7 +115,7 @@ func etcdHeir(e advise.Etcd, name string) (leader, heir advise.Member, err error
 	if heir.ID != leader.ID && heir.State != advise.MemberFollower {
 		why := heir.Why
 		if why == "" {
-			why = "it is " + string(heir.State)
+			why = "its state is: " + heir.State
 		}
 		err = &cluster.Problem{What: heir.Label + " cannot lead etcd", Why: why, Do: "kuorum etcd status", Exit: cluster.ExitRefused}
 	}

@@ -50,7 +50,7 @@ func (a *Agent) releaseLease(ctx context.Context, program string, e cluster.Lead
 	why, err := lease.Release(limited, a.server.leases, e, lease.Death{Host: a.machine.Node.Name, At: died})
 	switch {
 	case err != nil && ctx.Err() == nil:
-		a.options.Log.Warn("the lease of a dead component could not be released", "component", program, "error", err)
+		a.options.Log.Info("the lease of a dead component is left to run out", "component", program, "reason", err)
 	case err == nil && why == "":
 		a.options.Log.Info("the lease of a dead component is released", "component", program)
 	case err == nil:
