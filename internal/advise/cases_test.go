@@ -192,7 +192,16 @@ func otherScenes() []scene {
 			}
 		}
 	}
+	given := func(ago time.Duration) func(*world) { // up, of a scheduler that ended
+		return func(w *world) {
+			for _, node := range []string{"cp1", "cp2", "cp3"} {
+				w.node(node).Leaders[0] = cluster.LeaseStatus{Name: "kube-scheduler", Renewed: noon().Add(-ago), Lasts: cluster.Duration(time.Second)}
+			}
+		}
+	}
 	return []scene{
+		{name: "a lease that was given up", change: given(6 * time.Second), state: cluster.StateHealthy},
+		{name: "a lease that was given up, and nobody takes it", change: given(7 * time.Second), state: cluster.StateDegraded, want: []string{"warning no-lease-holder"}},
 		{name: "two versions", workers: 1, change: func(w *world) { w.node("w1").Version = "v2" }, state: cluster.StateHealthy, want: []string{"info version-differs"}},
 		{name: "a lease nobody renews", change: stale("kube-scheduler"), state: cluster.StateDegraded, want: []string{"warning no-lease-holder"}},
 		{name: "a lease that one node sees late", change: func(w *world) {

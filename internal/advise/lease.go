@@ -37,7 +37,7 @@ func (v *view) leaseHolders() []cluster.Finding {
 	for _, l := range v.leases() {
 		// The holder wrote the time by its own clock.
 		age := v.now.Add(time.Duration(v.report(l.Holder).ClockOffset)).Sub(l.Renewed)
-		if age <= time.Duration(l.Lasts) || v.readyNowhere(l.Name) {
+		if age <= v.leasePatience(l) || v.readyNowhere(l.Name) {
 			continue
 		}
 		why := fmt.Sprintf("it lasts %s, and %s renewed it %s ago", l.Lasts, cmp.Or(l.Holder, "its last holder"), age.Truncate(time.Second))
@@ -53,6 +53,17 @@ func (v *view) leaseHolders() []cluster.Finding {
 		})
 	}
 	return all
+}
+
+// leasePatience is how long a lease may go without being renewed. One that was given
+// up is taken when another looks: after 2.2 retry periods at the latest, and while the
+// API is busy a little later.
+func (v *view) leasePatience(l cluster.LeaseStatus) time.Duration {
+	lasts := time.Duration(l.Lasts)
+	if l.Holder != "" {
+		return lasts
+	}
+	return max(lasts, 3*time.Duration(v.spec.Elections()[l.Name].RetryPeriod))
 }
 
 // readyNowhere tells whether nodes have a component of that name, and none of

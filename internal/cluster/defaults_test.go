@@ -7,6 +7,7 @@ import (
 	"math/rand/v2"
 	"strings"
 	"testing"
+	"time"
 
 	"github.com/google/go-cmp/cmp"
 )
@@ -210,5 +211,50 @@ func TestYAMLLeavesTheSpecAlone(t *testing.T) {
 	parsed(t, show(t, s))
 	if diff := cmp.Diff(before, s); diff != "" {
 		t.Errorf("changed by YAML (-before +after):\n%s", diff)
+	}
+}
+
+// TestElectionIsFilledIn: what is missing of a leader election, and nothing else.
+func TestElectionIsFilledIn(t *testing.T) {
+	s := &Spec{}
+	s.Spec.Kubernetes.Scheduler.LeaderElection = LeaderElection{LeaseDuration: Duration(20 * time.Second), ResourceName: "own"}
+	s.Default()
+	usual := LeaderElection{
+		LeaseDuration: Duration(15 * time.Second), RenewDeadline: Duration(10 * time.Second), RetryPeriod: Duration(2 * time.Second),
+		ResourceName: "kube-controller-manager", ResourceNamespace: "kube-system", ResourceLock: "leases",
+	}
+	own := usual
+	own.LeaseDuration, own.ResourceName = Duration(20*time.Second), "own"
+	if diff := cmp.Diff(map[string]LeaderElection{ControllerManagerName: usual, SchedulerName: own}, s.Elections()); diff != "" {
+		t.Errorf("(-want +got):\n%s", diff)
+	}
+	if err := s.Validate(); err != nil {
+		t.Error(err)
+	}
+}
+
+// TestElectionsAreUpstreams: whatever times we take, client-go's own rules take.
+func TestElectionsAreUpstreams(t *testing.T) {
+	const jitterFactor = 1.2 // of k8s.io/client-go/tools/leaderelection
+	taken, refused := 0, 0
+	s, err := New("demo", 1, 0)
+	if err != nil {
+		t.Fatal(err)
+	}
+	for range 20_000 {
+		lease, renew, retry := time.Duration(rand.N(6))*time.Second, time.Duration(rand.N(60))*100*time.Millisecond, time.Duration(rand.N(50))*100*time.Millisecond
+		l := &s.Spec.Kubernetes.Scheduler.LeaderElection
+		l.LeaseDuration, l.RenewDeadline, l.RetryPeriod = Duration(lease), Duration(renew), Duration(retry)
+		if s.Validate() != nil {
+			refused++
+			continue
+		}
+		taken++
+		if lease <= renew || renew <= time.Duration(jitterFactor*float64(retry)) || lease < 1 || renew < 1 || retry < 1 {
+			t.Fatalf("we take %+v", l)
+		}
+	}
+	if taken < 1000 || refused < 1000 {
+		t.Errorf("%d elections were taken, %d refused", taken, refused)
 	}
 }

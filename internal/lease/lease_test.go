@@ -202,7 +202,7 @@ func TestReleaseMeetsOthers(t *testing.T) {
 		"nobody answers for a while": {func(s *store, _ time.Time) {
 			s.down = gone
 			time.AfterFunc(time.Second+time.Millisecond, func() { s.down = nil })
-		}, "", nil, 1, 1250 * time.Millisecond, ""},
+		}, "", nil, 1, 1750 * time.Millisecond, ""},
 		"nobody answers": {func(s *store, _ time.Time) { s.down = gone }, "", gone, 0, 10 * time.Second, "cp1_a"},
 		"there is none":  {func(s *store, _ time.Time) { s.down = kubeapi.ErrNotFound }, "there is none", nil, 0, 0, "cp1_a"},
 	} {

@@ -142,12 +142,19 @@ func (h Hand) Over(ctx context.Context, to string) (leader string, err error) {
 	return leader, err
 }
 
+// read does not wait for an API server that stops at this moment.
+func (h Hand) read(ctx context.Context) (Record, error) {
+	limited, cancel := context.WithTimeout(ctx, time.Second)
+	defer cancel()
+	return Read(limited, h.API, h.Election)
+}
+
 // await is who takes the lease that was given up.
 func (h Hand) await(ctx context.Context, to string) (string, error) {
 	tick := time.NewTicker(lookEvery)
 	defer tick.Stop()
 	for {
-		r, err := Read(ctx, h.API, h.Election)
+		r, err := h.read(ctx)
 		if name := r.Holder(); err == nil && name != "" && name != h.Self {
 			return name, nil
 		}

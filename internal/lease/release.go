@@ -13,8 +13,9 @@ import (
 )
 
 const (
-	askPatience  = 2 * time.Second // with one answer
-	askAgain     = 250 * time.Millisecond
+	askPatience  = 2 * time.Second        // with one answer
+	askAgain     = 250 * time.Millisecond // at first, while nobody answers
+	maxAskAgain  = 2 * time.Second
 	maxConflicts = 3
 	// maxTurned is by how much a clock may have been set since a death for times
 	// before and after it to be told apart: what comes next takes longer to start.
@@ -59,7 +60,7 @@ func turned(from, to time.Time) time.Duration {
 // empty when it was released.
 func Release(ctx context.Context, api API, e cluster.LeaderElection, d Death) (why string, err error) {
 	conflicts := 0
-	for {
+	for wait := askAgain; ; {
 		why, err = attempt(ctx, api, e, d)
 		switch {
 		case err == nil:
@@ -75,7 +76,8 @@ func Release(ctx context.Context, api API, e cluster.LeaderElection, d Death) (w
 		select {
 		case <-ctx.Done():
 			return "", err
-		case <-time.After(askAgain):
+		case <-time.After(wait):
+			wait = min(2*wait, maxAskAgain)
 		}
 	}
 }

@@ -114,6 +114,8 @@ func TestHandOver(t *testing.T) {
 		a := v.agents[name]
 		_, a.server.api = testAPI(t, func(w http.ResponseWriter, _ *http.Request) { w.WriteHeader(http.StatusInternalServerError) })
 		a.server.leases = e
+		a.complete = make(chan struct{})
+		close(a.complete)
 		starts := 0
 		s, err := supervise.New(t.TempDir(), slog.New(slog.DiscardHandler), []supervise.Process{{
 			Name: cluster.SchedulerName, Path: "/bin/sleep", Args: []string{"100"},
@@ -179,9 +181,17 @@ func TestHandOver(t *testing.T) {
 	if pid("cp1") == first || pid("cp2") == second || e.of() != "cp2_2" {
 		t.Errorf("after %v the processes are %d and %d, as before %d and %d; %s leads", time.Since(began), pid("cp1"), pid("cp2"), first, second, e.of())
 	}
+	v.agents["cp1"].yieldLeads(t.Context())
+	if e.of() != "cp2_2" {
+		t.Errorf("a server that does not lead has handed over to %s", e.of())
+	}
 	// A standby that leads by now is left alone.
 	leading := pid("cp2")
 	if err := v.post(t, "cp1", "cp2", order{lease.StandbyPath, lease.Order{Program: cluster.SchedulerName}, nil}); err != nil || pid("cp2") != leading {
 		t.Errorf("the leader was restarted as a standby: %v", err)
+	}
+	v.agents["cp2"].yieldLeads(t.Context())
+	if e.of() != "cp1_3" {
+		t.Errorf("cp2 is about to stop, and %s leads", e.of())
 	}
 }

@@ -59,11 +59,13 @@ type Process struct {
 	// why not. It must return soon after its context is done; it gets 2 s and
 	// may run several times at once. A nil Ready means: ready while it runs.
 	Ready func(context.Context) error
-	// Died is told that a process of the unit is dead, and when that was seen:
-	// one that ended by itself, or had to be killed, or that an earlier supervisor
-	// kept and that is gone. It is called once for each of them, before the next one
-	// starts, in a goroutine of its own, and must return soon after its context is
-	// done. One that Stop asked to end, and that did, is not told of. May be nil.
+	// Died is told that a process of the unit is dead, and when that was seen: one
+	// that ended by itself, had to be killed, or was restarted. A Run that finds
+	// none running as it starts tells so too, whether there was one before or not.
+	// It is called once for each of them, with a time before the start of the next,
+	// in a goroutine of its own unless somebody waits for it (Stop, Restart), and must
+	// return soon after its context is done. One that Stop asked to end, and that did,
+	// is not told of. May be nil.
 	Died func(ctx context.Context, at time.Time)
 	// Log is the file that gets stdout and stderr; Run rotates it. Empty
 	// means that they are thrown away.

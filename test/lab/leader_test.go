@@ -169,7 +169,7 @@ func (h *history) check(t *testing.T, what string) {
 				t.Errorf("%s: %s took the lease at %v, and it was %s's until %v", what, heir, next.Spec.AcquireTime, holder, since)
 			}
 		}
-		longest = max(longest, next.Spec.AcquireTime.Time.Sub(since))
+		longest = max(longest, next.Spec.AcquireTime.Sub(since))
 	}
 	t.Logf("%s: the lease was nobody's for %v at most", what, longest.Round(time.Millisecond))
 	if longest > followed {
@@ -191,7 +191,7 @@ func TestDeadLeaderIsFollowedAtOnce(t *testing.T) {
 			killed := time.Now()
 			l.on(t, node(holder), "kill", "-KILL", strconv.Itoa(pid))
 			next := h.awaitOther(t, holder)
-			took := h.last().Spec.AcquireTime.Time.Sub(killed)
+			took := h.last().Spec.AcquireTime.Sub(killed)
 			t.Logf("%s died on %s, and %s leads after %v", program, node(holder), node(next), took.Round(time.Millisecond))
 			if took > usual {
 				t.Logf("that is more than the usual %v", usual)
