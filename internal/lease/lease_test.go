@@ -6,6 +6,7 @@ import (
 	"errors"
 	"fmt"
 	"strings"
+	"sync"
 	"testing"
 	"testing/synctest"
 	"time"
@@ -24,6 +25,7 @@ const schedulerPath = "/apis/coordination.k8s.io/v1/namespaces/kube-system/lease
 
 // store is an API server with one Lease.
 type store struct {
+	mu       sync.Mutex
 	lease    coordinationv1.Lease
 	version  int
 	down     error  // what every request fails with
@@ -45,6 +47,8 @@ func held(by string, acquired, renewed time.Time) *store {
 }
 
 func (s *store) Get(ctx context.Context, path string, into any) error {
+	s.mu.Lock()
+	defer s.mu.Unlock()
 	s.gets = append(s.gets, path)
 	if err := errors.Join(s.down, ctx.Err()); err != nil {
 		return err
@@ -62,6 +66,8 @@ func (s *store) Update(_ context.Context, path, body string) error {
 	if s.onUpdate != nil {
 		s.onUpdate()
 	}
+	s.mu.Lock()
+	defer s.mu.Unlock()
 	var lease coordinationv1.Lease
 	if err := json.Unmarshal([]byte(body), &lease); err != nil {
 		return err
@@ -75,6 +81,8 @@ func (s *store) Update(_ context.Context, path, body string) error {
 
 // take is what another process does to the lease.
 func (s *store) take(by string, at time.Time) {
+	s.mu.Lock()
+	defer s.mu.Unlock()
 	s.version++
 	s.lease.Spec.HolderIdentity, s.lease.Spec.AcquireTime, s.lease.Spec.RenewTime = &by, &metav1.MicroTime{Time: at}, &metav1.MicroTime{Time: at}
 }
@@ -201,7 +209,7 @@ func TestReleaseMeetsOthers(t *testing.T) {
 		}, "", nil, 2, 0, ""},
 		"nobody answers for a while": {func(s *store, _ time.Time) {
 			s.down = gone
-			time.AfterFunc(time.Second+time.Millisecond, func() { s.down = nil })
+			time.AfterFunc(time.Second+time.Millisecond, func() { s.mu.Lock(); defer s.mu.Unlock(); s.down = nil })
 		}, "", nil, 1, 1750 * time.Millisecond, ""},
 		"nobody answers": {func(s *store, _ time.Time) { s.down = gone }, "", gone, 0, 10 * time.Second, "cp1_a"},
 		"there is none":  {func(s *store, _ time.Time) { s.down = kubeapi.ErrNotFound }, "there is none", nil, 0, 0, "cp1_a"},
