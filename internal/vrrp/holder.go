@@ -1,0 +1,38 @@
+package vrrp
+
+import (
+	"errors"
+	"net/netip"
+	"slices"
+
+	"kuorum/internal/host"
+)
+
+// machine holds addresses on a link of this machine.
+type machine struct {
+	link      string
+	addresses []netip.Addr
+}
+
+// NewHolder is the Holder of this machine: netlink, and raw packets to the
+// neighbours. It needs the rights of root.
+func NewHolder(cfg Config) Holder {
+	return machine{cfg.Interface, slices.Clone(cfg.Addresses)}
+}
+
+// Take implements Holder.
+func (m machine) Take() error { return m.each(host.AddAddress) }
+
+// GiveUp implements Holder.
+func (m machine) GiveUp() error { return m.each(host.RemoveAddress) }
+
+// Announce implements Holder.
+func (m machine) Announce() error { return m.each(host.AnnounceAddress) }
+
+func (m machine) each(do func(string, netip.Addr) error) error {
+	var errs []error
+	for _, a := range m.addresses {
+		errs = append(errs, do(m.link, a))
+	}
+	return errors.Join(errs...)
+}
