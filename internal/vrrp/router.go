@@ -55,7 +55,7 @@ const (
 type action struct {
 	do       act
 	priority uint8
-	to       netip.Addr // the zero address: all peers
+	to       netip.Addr // the zero address: all peers, as always in multicast
 	change   Change
 }
 
@@ -266,7 +266,7 @@ func (r *router) contend(at time.Time, from netip.Addr, ad Advertisement) []acti
 	case ad.Priority == 0:
 		return r.send(at, r.own())
 	case r.move != nil && (r.multicast || from == r.move.to):
-		yield.Reason = "handed over"
+		yield.Reason, higher = "handed over", false
 	case r.listening:
 		yield.Reason = "was stopped for a while, another took over"
 	case higher:
@@ -280,8 +280,15 @@ func (r *router) contend(at time.Time, from netip.Addr, ad Advertisement) []acti
 		}
 		return actions
 	}
+	last := action{do: actSend, priority: r.own(), to: from}
 	actions := r.wait(at, yield)
 	r.follow(at, from, ad)
+	if higher && !(r.multicast && r.impaired) {
+		// The other one may not know of this one yet. It has to, since neighbours
+		// that were told here must be told again where the addresses are. Healthy
+		// backups must not take it for an impaired router that is active.
+		actions = append(actions, last)
+	}
 	return actions
 }
 
@@ -320,11 +327,7 @@ func (r *router) resign(at time.Time, to netip.Addr, done func(netip.Addr, error
 	}
 	actions = append(actions, r.send(at, r.own())...)
 	r.move, r.due = &move{to: to, done: done}, at.Add(2*r.interval)
-	target := to
-	if r.multicast {
-		target = netip.Addr{}
-	}
-	return append(actions, action{do: actSend, to: target})
+	return append(actions, action{do: actSend, to: to})
 }
 
 // failed is the event that the addresses could not be taken: another one shall.

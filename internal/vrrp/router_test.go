@@ -110,8 +110,8 @@ func TestRules(t *testing.T) {
 
 		"advertises":                               {newActive(), nil, []event{timer(interval)}, "send", Active, 2 * interval},
 		"answers a resignation":                    {newActive(), nil, []event{hear(50*time.Millisecond, 9, ad(0))}, "send", Active, 150 * time.Millisecond},
-		"yields to a higher priority":              {newActive(), nil, []event{hear(50*time.Millisecond, 1, ad(157))}, "give up, backup", Backup, 50*time.Millisecond + 3*interval + skew},
-		"yields to an equal with a higher address": {newActive(), nil, []event{hear(50*time.Millisecond, 9, ad(156))}, "give up, backup", Backup, 50*time.Millisecond + 3*interval + skew},
+		"yields to a higher priority":              {newActive(), nil, []event{hear(50*time.Millisecond, 1, ad(157))}, "give up, backup, send to 10.0.0.1", Backup, 50*time.Millisecond + 3*interval + skew},
+		"yields to an equal with a higher address": {newActive(), nil, []event{hear(50*time.Millisecond, 9, ad(156))}, "give up, backup, send to 10.0.0.9", Backup, 50*time.Millisecond + 3*interval + skew},
 		"stays before an equal with a lower one":   {newActive(), nil, []event{hear(50*time.Millisecond, 1, ad(156))}, "send", Active, 150 * time.Millisecond},
 		"announces again what a lower one took":    {newActive(), func(r *router) { r.sent = moment(time.Second) }, []event{hear(time.Second, 9, ad(155))}, "send, announce", Active, time.Second + interval},
 		"announces once a second only": {

@@ -213,10 +213,10 @@ func (r *Runner) do(actions []action) {
 func (r *Runner) send(a action) {
 	targets := r.cfg.Peers
 	switch {
+	case r.cfg.Multicast: // where nobody listens to anything else
+		targets = []netip.Addr{r.cfg.group()}
 	case a.to.IsValid():
 		targets = []netip.Addr{a.to}
-	case r.cfg.Multicast:
-		targets = []netip.Addr{r.cfg.group()}
 	}
 	ad := Advertisement{VRID: r.cfg.VRID, Priority: a.priority, Interval: r.cfg.Interval, Addresses: r.cfg.Addresses}
 	for _, to := range targets {

@@ -74,7 +74,7 @@ func (w *world) do(n *node, actions []action) {
 
 func (w *world) post(n *node, a action) {
 	for _, other := range w.nodes {
-		if other == n || other.dead || other.side != n.side || a.to.IsValid() && a.to != other.source {
+		if other == n || other.dead || other.side != n.side || !n.multicast && a.to.IsValid() && a.to != other.source {
 			continue
 		}
 		delay := time.Duration(w.random.Int64N(int64(simDelay))) + 1

@@ -1,0 +1,603 @@
+//go:build lab
+
+package vrrp
+
+import (
+	"bufio"
+	"context"
+	"encoding/json"
+	"errors"
+	"fmt"
+	"io"
+	"net"
+	"net/netip"
+	"os"
+	"os/exec"
+	"os/signal"
+	"path/filepath"
+	"slices"
+	"strings"
+	"sync"
+	"syscall"
+	"testing"
+	"time"
+
+	"golang.org/x/net/ipv4"
+
+	"kuorum/internal/host"
+)
+
+// slack is what a busy machine may add to a take-over.
+const slack = 300 * time.Millisecond
+
+// The test binary with routerConfig set is a router, for a process that can be
+// killed; with strayTo set it sends what a stranger might.
+const (
+	routerConfig = "KUORUM_VRRP_TEST_ROUTER"
+	strayTo      = "KUORUM_VRRP_TEST_STRAY"
+)
+
+func TestMain(m *testing.M) {
+	var err error
+	switch {
+	case os.Getenv(routerConfig) != "":
+		err = runRouter(os.Getenv(routerConfig))
+	case os.Getenv(strayTo) != "":
+		err = sendStrays(os.Getenv(strayTo))
+	default:
+		os.Exit(m.Run())
+	}
+	if err != nil {
+		fmt.Fprintln(os.Stderr, err)
+		os.Exit(1)
+	}
+	os.Exit(0)
+}
+
+// runRouter obeys lines of its input and answers each with its status.
+func runRouter(text string) error {
+	ctx, stop := signal.NotifyContext(context.Background(), syscall.SIGTERM)
+	defer stop()
+	var cfg Config
+	if err := json.Unmarshal([]byte(text), &cfg); err != nil {
+		return err
+	}
+	wire, err := Open(ctx, cfg)
+	if err != nil {
+		return err
+	}
+	r, err := New(cfg, wire, NewHolder(cfg), nil)
+	if err != nil {
+		return err
+	}
+	go func() {
+		for in := bufio.NewScanner(os.Stdin); in.Scan(); {
+			verb, arg, _ := strings.Cut(in.Text(), " ")
+			answer := struct {
+				Status
+				Error string
+			}{}
+			switch verb {
+			case "impaired":
+				r.SetImpaired(arg == "true")
+			case "move":
+				if err := r.Move(ctx, netip.MustParseAddr(arg)); err != nil {
+					answer.Error = err.Error()
+				}
+			}
+			answer.Status = r.Status()
+			data, _ := json.Marshal(answer)
+			fmt.Println(string(data))
+		}
+	}()
+	return r.Run(ctx)
+}
+
+// sendStrays sends advertisements of the highest priority that must not be heard.
+func sendStrays(text string) error {
+	var cfg Config
+	if err := json.Unmarshal([]byte(text), &cfg); err != nil {
+		return err
+	}
+	conn, err := host.ListenOn(context.Background(), "ip4:112", "0.0.0.0", cfg.Interface)
+	if err != nil {
+		return err
+	}
+	defer conn.Close()
+	out := ipv4.NewPacketConn(conn)
+	send := func(ttl int, vrid uint8, address netip.Addr, damage byte) error {
+		ad := Advertisement{VRID: vrid, Priority: 254, Interval: time.Second, Addresses: []netip.Addr{address}}
+		data, err := ad.Marshal(cfg.Source, cfg.Peers[0])
+		if err != nil {
+			return err
+		}
+		data[2] ^= damage
+		_, err = out.WriteTo(data, &ipv4.ControlMessage{Src: cfg.Source.AsSlice()}, &net.IPAddr{IP: cfg.Peers[0].AsSlice()})
+		return errors.Join(err, out.SetTTL(ttl))
+	}
+	virtual := cfg.Addresses[0]
+	return errors.Join(
+		out.SetTTL(254), send(255, cfg.VRID, virtual, 0), send(255, cfg.VRID+1, virtual, 0),
+		send(255, cfg.VRID, virtual.Next(), 0), send(255, cfg.VRID, virtual, 1),
+	)
+}
+
+// site is machines in network namespaces on one switch.
+type site struct {
+	t        *testing.T
+	six      bool
+	sw       *exec.Cmd
+	machines []*exec.Cmd
+}
+
+func newSite(t *testing.T, n int, six bool) *site {
+	t.Helper()
+	if os.Geteuid() != 0 {
+		t.Fatal("must run as root")
+	}
+	s := &site{t: t, six: six}
+	s.sw = s.namespace()
+	s.in(s.sw, "ip", "link", "add", "sw0", "type", "bridge")
+	s.in(s.sw, "ip", "link", "set", "sw0", "up")
+	for i := range n {
+		m := s.namespace()
+		s.machines = append(s.machines, m)
+		port := fmt.Sprintf("m%d", i)
+		s.in(s.sw, "ip", "link", "add", port, "type", "veth", "peer", "name", "eth0", "netns", fmt.Sprint(m.Process.Pid))
+		s.in(s.sw, "ip", "link", "set", port, "master", "sw0", "up")
+		s.in(m, "ip", "link", "set", "lo", "up")
+		s.in(m, "ip", "link", "set", "eth0", "up")
+		s.in(m, "ip", "address", "add", fmt.Sprintf("10.77.0.%d/24", i+1), "dev", "eth0")
+		s.in(m, "ip", "address", "add", fmt.Sprintf("fd77::%d/64", i+1), "dev", "eth0", "nodad")
+		s.in(m, "ip", "address", "add", fmt.Sprintf("fe80::77:%d/64", i+1), "dev", "eth0", "nodad")
+	}
+	return s
+}
+
+// namespace is a process in a network namespace, which ends with the test.
+func (s *site) namespace() *exec.Cmd {
+	s.t.Helper()
+	cmd := exec.CommandContext(context.WithoutCancel(s.t.Context()), "sleep", "600")
+	cmd.SysProcAttr = &syscall.SysProcAttr{Cloneflags: syscall.CLONE_NEWNET, Pdeathsig: syscall.SIGKILL}
+	if err := cmd.Start(); err != nil {
+		s.t.Fatal(err)
+	}
+	s.t.Cleanup(func() { _, _ = cmd.Process.Kill(), cmd.Wait() })
+	return cmd
+}
+
+func inside(ctx context.Context, at *exec.Cmd, argv ...string) *exec.Cmd {
+	return exec.CommandContext(ctx, "nsenter", append([]string{"-t", fmt.Sprint(at.Process.Pid), "-n", "--"}, argv...)...)
+}
+
+func (s *site) in(at *exec.Cmd, argv ...string) string {
+	s.t.Helper()
+	out, err := inside(s.t.Context(), at, argv...).CombinedOutput()
+	if err != nil {
+		s.t.Fatalf("%v: %v\n%s", argv, err, out)
+	}
+	return string(out)
+}
+
+// own is a machine's own address, and virtual the one that they share.
+func (s *site) own(i int) netip.Addr {
+	if s.six {
+		return netip.MustParseAddr(fmt.Sprintf("fd77::%d", i+1))
+	}
+	return netip.MustParseAddr(fmt.Sprintf("10.77.0.%d", i+1))
+}
+
+func (s *site) virtual() netip.Addr {
+	if s.six {
+		return netip.MustParseAddr("fd77::100")
+	}
+	return netip.MustParseAddr("10.77.0.100")
+}
+
+// config is of machine i of those in all.
+func (s *site) config(i int, priority uint8, all ...int) Config {
+	cfg := Config{
+		Interface: "eth0", VRID: 7, Addresses: []netip.Addr{s.virtual()}, Source: s.own(i), Priority: priority, Interval: interval,
+	}
+	for _, j := range all {
+		if j != i {
+			cfg.Peers = append(cfg.Peers, s.own(j))
+		}
+	}
+	return cfg
+}
+
+// holders are the machines that have the virtual address.
+func (s *site) holders() []int {
+	var all []int
+	for i, m := range s.machines {
+		if strings.Contains(s.in(m, "ip", "-o", "address", "show", "dev", "eth0"), " "+s.virtual().String()+"/") {
+			all = append(all, i)
+		}
+	}
+	return all
+}
+
+// await waits until exactly machine i has the virtual address, and returns when
+// that was.
+func (s *site) await(i int, what string) time.Time {
+	s.t.Helper()
+	tick := time.NewTicker(5 * time.Millisecond)
+	defer tick.Stop()
+	for end := time.Now().Add(10 * time.Second); ; {
+		at := time.Now()
+		got := s.holders()
+		if slices.Equal(got, []int{i}) {
+			return at
+		}
+		if at.After(end) {
+			s.t.Fatalf("%s: machine %d should have the address, but %v have it", what, i, got)
+		}
+		<-tick.C
+	}
+}
+
+// within fails if it took longer than that.
+func (s *site) within(start, end time.Time, limit time.Duration, what string) {
+	s.t.Helper()
+	s.t.Logf("%s: %v", what, end.Sub(start).Round(time.Millisecond))
+	if end.Sub(start) > limit+slack {
+		s.t.Errorf("%s took %v, %v are allowed", what, end.Sub(start), limit)
+	}
+}
+
+// process is a router of ours on a machine.
+type process struct {
+	*exec.Cmd
+	t     *testing.T
+	mu    sync.Mutex
+	in    io.Writer
+	lines *bufio.Scanner
+}
+
+func (s *site) environment(at *exec.Cmd, name string, cfg Config) *exec.Cmd {
+	s.t.Helper()
+	text, err := json.Marshal(cfg)
+	if err != nil {
+		s.t.Fatal(err)
+	}
+	self, err := os.Executable()
+	if err != nil {
+		s.t.Fatal(err)
+	}
+	cmd := inside(context.WithoutCancel(s.t.Context()), at, self)
+	cmd.Env = append(os.Environ(), name+"="+string(text))
+	cmd.SysProcAttr = &syscall.SysProcAttr{Pdeathsig: syscall.SIGKILL}
+	return cmd
+}
+
+func (s *site) router(i int, cfg Config) *process {
+	s.t.Helper()
+	cmd := s.environment(s.machines[i], routerConfig, cfg)
+	cmd.Stderr = s.t.Output()
+	in, err := cmd.StdinPipe()
+	if err != nil {
+		s.t.Fatal(err)
+	}
+	out, err := cmd.StdoutPipe()
+	if err != nil {
+		s.t.Fatal(err)
+	}
+	if err := cmd.Start(); err != nil {
+		s.t.Fatal(err)
+	}
+	p := &process{Cmd: cmd, t: s.t, in: in, lines: bufio.NewScanner(out)}
+	s.t.Cleanup(p.kill)
+	return p
+}
+
+func (p *process) kill() { _, _ = p.Process.Kill(), p.Wait() }
+
+func (p *process) signal(sig os.Signal) {
+	p.t.Helper()
+	if err := p.Process.Signal(sig); err != nil {
+		p.t.Fatal(err)
+	}
+}
+
+// ask tells the router something and returns its status after that.
+func (p *process) ask(line string) Status {
+	p.t.Helper()
+	if _, err := fmt.Fprintln(p.in, line); err != nil {
+		p.t.Fatal(err)
+	}
+	if !p.lines.Scan() {
+		p.t.Fatalf("%s: no answer, %v", line, p.lines.Err())
+	}
+	answer := struct {
+		Status
+		Error string
+	}{}
+	if err := json.Unmarshal(p.lines.Bytes(), &answer); err != nil {
+		p.t.Fatal(err)
+	}
+	if answer.Error != "" {
+		p.t.Errorf("%s: %s", line, answer.Error)
+	}
+	return answer.Status
+}
+
+// families runs a test for both.
+func families(t *testing.T, test func(t *testing.T, six bool)) {
+	t.Run("IPv4", func(t *testing.T) { test(t, false) })
+	t.Run("IPv6", func(t *testing.T) { test(t, true) })
+}
+
+const down = 3*interval + interval // Active_Down_Interval at the most
+
+// TestRealTakeOver: the address goes from router to router, is never left at
+// two, and the neighbours know where it is.
+func TestRealTakeOver(t *testing.T) {
+	families(t, func(t *testing.T, six bool) {
+		s := newSite(t, 3, six)
+		// Left by a run that was killed.
+		bits := fmt.Sprint(s.virtual().BitLen())
+		s.in(s.machines[1], "ip", "address", "add", s.virtual().String()+"/"+bits, "dev", "eth0", "nodad")
+		a, b := s.router(0, s.config(0, 200, 0, 1)), s.router(1, s.config(1, 150, 0, 1))
+		s.await(0, "the start")
+
+		before := s.learn(2)
+		start := time.Now()
+		a.kill()
+		s.in(s.machines[0], "ip", "address", "del", s.virtual().String()+"/"+bits, "dev", "eth0") // as a dead machine's
+		s.within(start, s.await(1, "after a kill"), down, "after a kill")
+		s.knows(2, before)
+
+		a = s.router(0, s.config(0, 200, 0, 1))
+		if got := a.ask("status"); got.State == Active {
+			t.Error("it pre-empts a healthy one")
+		}
+		start = time.Now()
+		b.signal(syscall.SIGTERM)
+		s.within(start, s.await(0, "after a shutdown"), interval, "after a shutdown")
+		if err := b.Wait(); err != nil {
+			t.Errorf("it ends with %v", err)
+		}
+
+		b = s.router(1, s.config(1, 150, 0, 1))
+		s.await(0, "with both")
+		start = time.Now()
+		a.ask("impaired true")
+		s.within(start, s.await(1, "impaired"), interval, "impaired")
+		a.ask("impaired false")
+		start = time.Now()
+		b.ask("move " + s.own(0).String())
+		s.within(start, s.await(0, "a move"), interval, "a move")
+
+		// A frozen router has the address in its kernel still; it lets go as it wakes.
+		a.signal(syscall.SIGSTOP)
+		s.awaitState(b, Active)
+		a.signal(syscall.SIGCONT)
+		start = time.Now()
+		s.within(start, s.await(1, "after a thaw"), 0, "after a thaw")
+		if got := a.ask("status"); got.State != Backup || !strings.HasPrefix(got.Reason, "was stopped for") {
+			t.Errorf("it is %s: %s", got.State, got.Reason)
+		}
+	})
+}
+
+// awaitState waits until a router says that it is so.
+func (s *site) awaitState(p *process, want State) {
+	s.t.Helper()
+	tick := time.NewTicker(20 * time.Millisecond)
+	defer tick.Stop()
+	for end := time.Now().Add(10 * time.Second); ; {
+		got := p.ask("status")
+		// Twice as long as a thaw needs to be noticed.
+		if got.State == want && time.Since(got.Since) > 2*down {
+			return
+		}
+		if time.Now().After(end) {
+			s.t.Fatalf("it is %s", got.State)
+		}
+		<-tick.C
+	}
+}
+
+// neighbour is the hardware address that machine i knows of the virtual one.
+func (s *site) neighbour(i int) string {
+	s.t.Helper()
+	fields := strings.Fields(s.in(s.machines[i], "ip", "neighbour", "show", "to", s.virtual().String(), "dev", "eth0"))
+	if at := slices.Index(fields, "lladdr"); at >= 0 {
+		return fields[at+1]
+	}
+	return ""
+}
+
+// learn lets machine i ask for the virtual address, and returns what it knows then.
+func (s *site) learn(i int) string {
+	s.t.Helper()
+	s.in(s.machines[i], "bash", "-c", "echo > /dev/udp/"+s.virtual().String()+"/9")
+	return s.knows(i, "")
+}
+
+// knows waits until machine i knows another hardware address than before,
+// without having asked.
+func (s *site) knows(i int, before string) string {
+	s.t.Helper()
+	tick := time.NewTicker(5 * time.Millisecond)
+	defer tick.Stop()
+	for end := time.Now().Add(5 * time.Second); ; <-tick.C {
+		if got := s.neighbour(i); got != "" && got != before {
+			return got
+		}
+		if time.Now().After(end) {
+			s.t.Fatalf("machine %d knew %q and knows %q", i, before, s.neighbour(i))
+		}
+	}
+}
+
+// TestRealStrangers: what is not a peer's, or came over a router, is not heard.
+func TestRealStrangers(t *testing.T) {
+	s := newSite(t, 3, false)
+	a := s.router(0, s.config(0, 200, 0, 1))
+	s.await(0, "the start")
+	for _, i := range []int{1, 2} {
+		cfg := s.config(i, 200, i)
+		cfg.Peers = []netip.Addr{s.own(0)}
+		if out, err := s.environment(s.machines[i], strayTo, cfg).CombinedOutput(); err != nil {
+			t.Fatalf("%v\n%s", err, out)
+		}
+	}
+	want := map[Drop]uint64{DropStranger: 4, DropTTL: 1, DropVRID: 1, DropAddresses: 1, DropChecksum: 1}
+	tick := time.NewTicker(20 * time.Millisecond)
+	defer tick.Stop()
+	for end := time.Now().Add(5 * time.Second); ; <-tick.C {
+		got := a.ask("status")
+		if compare(want, got.Dropped) == "" && got.State == Active {
+			return
+		}
+		if time.Now().After(end) {
+			t.Fatalf("it is %s and dropped %v, want %v", got.State, got.Dropped, want)
+		}
+	}
+}
+
+// TestRealPartition: each side has the address; when they meet again the greater
+// priority keeps it, and the neighbours of both learn that.
+func TestRealPartition(t *testing.T) {
+	s := newSite(t, 3, false)
+	s.router(0, s.config(0, 200, 0, 1))
+	b := s.router(1, s.config(1, 150, 0, 1))
+	s.await(0, "the start")
+	s.in(s.sw, "ip", "link", "set", "m0", "nomaster")
+	s.awaitState(b, Active)
+	if got := s.holders(); !slices.Equal(got, []int{0, 1}) {
+		t.Fatalf("the address is at %v", got)
+	}
+	before := s.learn(2)
+	s.in(s.sw, "ip", "link", "set", "m0", "master", "sw0")
+	s.await(0, "together again")
+	s.knows(2, before)
+}
+
+// variants are how keepalived is configured in each test.
+type variant struct {
+	name      string
+	six       bool
+	multicast bool
+	local     bool // advertise from link-local addresses
+}
+
+// TestRealKeepalived: one of ours and one of keepalived's take over from each
+// other.
+func TestRealKeepalived(t *testing.T) {
+	for _, v := range []variant{
+		{name: "IPv4 unicast"}, {name: "IPv4 multicast", multicast: true},
+		{name: "IPv6 unicast", six: true}, {name: "IPv6 multicast", six: true, multicast: true, local: true},
+	} {
+		t.Run(v.name, func(t *testing.T) {
+			s := newSite(t, 2, v.six)
+			cfg := s.config(0, 150, 0, 1)
+			cfg.Multicast = v.multicast
+			if v.local {
+				cfg.Source, cfg.Peers = netip.MustParseAddr("fe80::77:1"), nil
+			}
+			ours := s.router(0, cfg)
+			s.await(0, "ours alone")
+			s.beside(v, ours, cfg)
+		})
+	}
+}
+
+func (s *site) beside(v variant, ours *process, cfg Config) {
+	// A lower one waits, and takes over from a dead one.
+	theirs := s.keepalived(v, 120)
+	if got := s.settle(ours); got.State != Active || got.Transitions != 2 {
+		s.t.Fatalf("beside a lower one ours is %+v", got)
+	}
+	start := time.Now()
+	ours.kill()
+	s.in(s.machines[0], "ip", "address", "flush", "to", s.virtual().String(), "dev", "eth0")
+	s.within(start, s.await(1, "theirs takes over"), down, "keepalived takes over")
+
+	// Ours does not pre-empt, and takes over when it resigns.
+	ours = s.router(0, cfg)
+	got := s.settle(ours)
+	if got.State != Backup || got.ActivePriority != 120 || len(got.Dropped) != 0 {
+		s.t.Fatalf("beside an active one ours is %+v", got)
+	}
+	start = time.Now()
+	theirs.signal(syscall.SIGTERM)
+	s.within(start, s.await(0, "ours takes over"), interval, "ours takes over from one that resigns")
+	got = ours.ask("status")
+	s.t.Logf("REASON %s %v", got.Reason, got.Since.Sub(start))
+	_ = theirs.Wait()
+
+	// A higher one pre-empts, ours takes over when nothing is heard of it.
+	theirs = s.keepalived(v, 180)
+	s.await(1, "theirs pre-empts")
+	start = time.Now()
+	s.in(s.sw, "ip", "link", "set", "m1", "nomaster")
+	s.awaitState(ours, Active)
+	s.within(start, ours.ask("status").Since, down, "ours takes over from one that is gone")
+	s.in(s.sw, "ip", "link", "set", "m1", "master", "sw0")
+	s.await(1, "theirs is back")
+	theirs.kill()
+	s.await(0, "ours again")
+
+	// A move; theirs has the lower priority and would not pre-empt.
+	s.keepalived(v, 120)
+	s.settle(ours)
+	to := s.own(1)
+	if v.local {
+		to = netip.MustParseAddr("fe80::77:2")
+	}
+	ours.ask("move " + to.String())
+	s.await(1, "a move to theirs")
+}
+
+// settle waits until the router has had the time to hear the others, and
+// is quiet.
+func (s *site) settle(p *process) Status {
+	s.t.Helper()
+	<-time.After(2 * time.Second)
+	return p.ask("status")
+}
+
+// keepalived runs one on machine 1.
+func (s *site) keepalived(v variant, priority int) *process {
+	s.t.Helper()
+	unicast := ""
+	switch {
+	case !v.multicast:
+		// For IPv6 keepalived leaves the hop limit to the kernel if it is not told.
+		unicast = fmt.Sprintf(" unicast_ttl 255\n unicast_src_ip %s\n unicast_peer {\n  %s\n }\n", s.own(1), s.own(0))
+	case v.local:
+		unicast = " mcast_src_ip fe80::77:2\n"
+	}
+	text := fmt.Sprintf(`global_defs {
+ vrrp_version 3
+}
+vrrp_instance V {
+ state BACKUP
+ interface eth0
+ virtual_router_id 7
+ priority %d
+ advert_int 0.1
+%s virtual_ipaddress {
+  %s dev eth0
+ }
+}
+`, priority, unicast, netip.PrefixFrom(s.virtual(), s.virtual().BitLen()))
+	dir := s.t.TempDir()
+	file := filepath.Join(dir, "keepalived.conf")
+	if err := os.WriteFile(file, []byte(text), 0o600); err != nil {
+		s.t.Fatal(err)
+	}
+	cmd := inside(context.WithoutCancel(s.t.Context()), s.machines[1], "keepalived", "--vrrp", "--dont-fork", "--log-console",
+		"--use-file="+file, "--pid="+filepath.Join(dir, "pid"), "--vrrp_pid="+filepath.Join(dir, "vrrp"))
+	cmd.SysProcAttr = &syscall.SysProcAttr{Pdeathsig: syscall.SIGKILL}
+	cmd.Stdout, cmd.Stderr = s.t.Output(), s.t.Output()
+	if err := cmd.Start(); err != nil {
+		s.t.Fatal(err)
+	}
+	p := &process{Cmd: cmd, t: s.t}
+	s.t.Cleanup(p.kill)
+	return p
+}
