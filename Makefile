@@ -36,7 +36,8 @@ unit: ## test without a cluster; no root needed
 	$(go) test -count=1 -timeout=5m ./...
 
 lab: ## test with real clusters, as root
-	$(go) test -count=1 -timeout=2m -tags lab -run='^TestReal' ./internal/relocation ./internal/fault
+	$(go) run ./cmd/mkbundle needs tests
+	$(go) test -count=1 -timeout=3m -p=1 -tags lab -run='^TestReal' ./internal/relocation ./internal/fault ./internal/vrrp
 	$(go) test -count=1 -timeout=40m -tags lab ./test/lab/...
 
 lint: ## check style, with .golangci.yml

@@ -2,7 +2,8 @@
 // pinned in upstream/*/go.mod and packs them for the build tag bundled. It is
 // a tool of the build (make bundle), not of users.
 //
-//	mkbundle needs   installs what a build needs from the distribution
+//	mkbundle needs   installs what a build needs from the distribution; with
+//	                 "tests" what only tests need, too
 //	mkbundle         builds what is not up to date, into build/bundle,
 //	                 and packs it into internal/bundle/data
 //
@@ -17,6 +18,7 @@ import (
 	"os"
 	"os/signal"
 	"path/filepath"
+	"slices"
 	"syscall"
 	"time"
 
@@ -37,14 +39,16 @@ func main() {
 func run(ctx context.Context, args []string) error {
 	switch {
 	case len(args) == 1 && args[0] == "needs":
-		return ensure(ctx, append(buildNeeds(), runtimeNeeds()...))
+		return ensure(ctx, slices.Concat(buildNeeds(), runtimeNeeds()))
+	case len(args) == 2 && args[0] == "needs" && args[1] == "tests":
+		return ensure(ctx, slices.Concat(buildNeeds(), runtimeNeeds(), testNeeds()))
 	case len(args) == 0:
 		if _, err := os.Stat("upstream"); err != nil {
 			return errors.New("run me in the top directory of the source: make bundle")
 		}
 		return makeBundle(ctx)
 	default:
-		return errors.New("usage: mkbundle [needs]")
+		return errors.New("usage: mkbundle [needs [tests]]")
 	}
 }
 

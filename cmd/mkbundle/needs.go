@@ -33,6 +33,10 @@ func buildNeeds() []need {
 // by the program nft.
 func runtimeNeeds() []need { return []need{program("nft", "nftables")} }
 
+// testNeeds is for the tests alone: keepalived is who our virtual router must
+// get on with. Debian starts no service of it, as it comes without configuration.
+func testNeeds() []need { return []need{program("keepalived", "keepalived")} }
+
 func program(name string, packages ...string) need {
 	return need{"the program " + name, packages, func(context.Context) bool {
 		_, err := exec.LookPath(name)

@@ -30,17 +30,20 @@ func AddAddress(link string, address netip.Addr) error {
 		// Valid for ever, preferred never: RFC 6724 section 5, rule 3.
 		entry.Flags, entry.ValidLft = unix.IFA_F_NODAD, math.MaxUint32
 	}
-	if err := netlink.AddrReplace(to, entry); err != nil {
+	if err := netlink.AddrAdd(to, entry); err != nil && !errors.Is(err, unix.EEXIST) {
 		return fmt.Errorf("cannot put %s on %s: %w", address, link, err)
 	}
 	return nil
 }
 
 // RemoveAddress takes off a link what AddAddress has put there, now or in an
-// earlier run; not there is no error. The address as the machine's own, with a
-// network, is refused and left.
+// earlier run; not there, with the link or without, is no error. The address as
+// the machine's own, with a network, is refused and left.
 func RemoveAddress(link string, address netip.Addr) error {
 	from, err := netlink.LinkByName(link)
+	if missing := new(netlink.LinkNotFoundError); errors.As(err, missing) {
+		return nil
+	}
 	if err != nil {
 		return fmt.Errorf("cannot find link %s: %w", link, err)
 	}
@@ -92,12 +95,12 @@ func AnnounceAddress(link string, address netip.Addr) error {
 	if err != nil {
 		return fmt.Errorf("cannot announce %s on %s: %w", address, link, err)
 	}
-	defer unix.Close(fd)
+	at := &unix.SockaddrLinklayer{Protocol: kind<<8 | kind>>8, Ifindex: to.Index}
 	for _, frame := range frames {
-		at := &unix.SockaddrLinklayer{Protocol: kind<<8 | kind>>8, Ifindex: to.Index}
-		if err := unix.Sendto(fd, frame, 0, at); err != nil {
-			return fmt.Errorf("cannot announce %s on %s: %w", address, link, err)
-		}
+		err = errors.Join(err, unix.Sendto(fd, frame, 0, at))
+	}
+	if err := errors.Join(err, unix.Close(fd)); err != nil {
+		return fmt.Errorf("cannot announce %s on %s: %w", address, link, err)
 	}
 	return nil
 }

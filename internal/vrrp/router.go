@@ -20,8 +20,10 @@ const (
 	// band is what an impaired router's priority is lower by. Healthy ones have
 	// MinPriority..MaxPriority, so that each of them is above each impaired one.
 	band = 100
-	// MinPriority and MaxPriority limit the priority of a healthy router.
+	// MinPriority is the least of a healthy router.
 	MinPriority = 101
+	// MaxPriority is the greatest: 255 would mean that the addresses are the
+	// machine's own (RFC 9568 section 5.2.4).
 	MaxPriority = 200
 
 	// reannounce is how often the neighbours are told anew, at most, because
@@ -283,7 +285,7 @@ func (r *router) contend(at time.Time, from netip.Addr, ad Advertisement) []acti
 	last := action{do: actSend, priority: r.own(), to: from}
 	actions := r.wait(at, yield)
 	r.follow(at, from, ad)
-	if higher && !(r.multicast && r.impaired) {
+	if higher && (!r.multicast || !r.impaired) {
 		// The other one may not know of this one yet. It has to, since neighbours
 		// that were told here must be told again where the addresses are. Healthy
 		// backups must not take it for an impaired router that is active.

@@ -96,7 +96,8 @@ func TestRules(t *testing.T) {
 			newRouter(), nil, []event{hear(interval, 9, ad(100)), hear(interval+20*time.Millisecond, 9, ad(101))}, "", Backup, interval + 20*time.Millisecond + 3*interval + skew,
 		},
 		"leaves an impaired one when impaired itself": {
-			newRouter(), nil, []event{hear(interval, 9, ad(100)), func(r *router) []action { return r.setPriority(moment(interval), 156, true) }},
+			newRouter(), nil,
+			[]event{hear(interval, 9, ad(100)), func(r *router) []action { return r.setPriority(moment(interval), 156, true) }},
 			"", Backup, interval + 3*interval + 200*interval/256,
 		},
 		"leaves an impaired one if it is impaired": {
@@ -104,7 +105,8 @@ func TestRules(t *testing.T) {
 		},
 		"listens first if it was stopped": {newRouter(), nil, []event{timer(2 * time.Second)}, "", Backup, 2*time.Second + interval/4},
 		"takes over if it then hears nothing": {
-			newRouter(), nil, []event{timer(2 * time.Second), timer(2*time.Second + interval/4)},
+			newRouter(), nil,
+			[]event{timer(2 * time.Second), timer(2*time.Second + interval/4)},
 			"send, take, announce, active", Active, 2*time.Second + interval/4 + interval,
 		},
 
@@ -116,7 +118,8 @@ func TestRules(t *testing.T) {
 		"announces again what a lower one took":    {newActive(), func(r *router) { r.sent = moment(time.Second) }, []event{hear(time.Second, 9, ad(155))}, "send, announce", Active, time.Second + interval},
 		"announces once a second only": {
 			newActive(), func(r *router) { r.sent = moment(time.Second) },
-			[]event{hear(time.Second, 9, ad(155)), hear(time.Second+interval, 9, ad(155))}, "send", Active, time.Second + 2*interval,
+			[]event{hear(time.Second, 9, ad(155)), hear(time.Second+interval, 9, ad(155))},
+			"send", Active, time.Second + 2*interval,
 		},
 		"says at once that it is impaired": {newActive(), nil, []event{func(r *router) []action { return r.setPriority(moment(20*time.Millisecond), 156, true) }}, "send", Active, 120 * time.Millisecond},
 

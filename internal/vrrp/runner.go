@@ -13,6 +13,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"io"
 	"net/netip"
 	"slices"
 	"sync"
@@ -21,12 +22,12 @@ import (
 
 // Wire carries packets of IP protocol 112. Open makes the real one.
 type Wire interface {
+	io.Closer
 	// Send sends to one address, with the router's own as its source. It does
-	// not wait for the network.
+	// not wait for the network. An error is this machine's, and may pass.
 	Send(data []byte, to netip.Addr) error
 	// Receive blocks until there is a packet, or until Close.
 	Receive() (Packet, error)
-	Close() error
 }
 
 // Holder puts the addresses on this machine. Each method may be called again.
@@ -43,12 +44,14 @@ type Runner struct {
 	holder  Holder
 	observe func(Change)
 	poke    chan struct{} // the timer may be another now
+	broken  chan error    // why the wire is of no use any more
 
 	mu       sync.Mutex // of all that follows
 	cfg      Config
 	router   *router
 	announce []time.Time // when the neighbours will be told again
 	retry    time.Time   // when the addresses will be given up again, since it failed; or zero
+	renew    time.Time   // when they will be taken again, in case somebody has removed them; or zero
 	status   Status
 }
 
@@ -64,7 +67,7 @@ func New(cfg Config, wire Wire, holder Holder, observe func(Change)) (*Runner, e
 		observe = func(Change) {}
 	}
 	return &Runner{
-		wire: wire, holder: holder, observe: observe, cfg: cfg, poke: make(chan struct{}, 1),
+		wire: wire, holder: holder, observe: observe, cfg: cfg, poke: make(chan struct{}, 1), broken: make(chan error, 1),
 		status: Status{Dropped: map[Drop]uint64{}},
 		router: &router{
 			source: cfg.Source, interval: cfg.Interval, preempt: cfg.Preempt,
@@ -73,18 +76,18 @@ func New(cfg Config, wire Wire, holder Holder, observe func(Change)) (*Runner, e
 	}, nil
 }
 
-// Run takes part until ctx ends or the wire breaks, once. It removes addresses
-// that an earlier run has left, and closes the wire at the end. When it returns
-// the addresses are given up, or the error says why not.
+// Run takes part until ctx ends or the wire breaks, once; its caller may then
+// open another wire for another Runner. It removes addresses that an earlier run has
+// left, and closes the wire at the end. When it returns the addresses are given
+// up, or the error says why not.
 func (r *Runner) Run(ctx context.Context) error {
 	defer r.wire.Close()
 	if err := r.holder.GiveUp(); err != nil {
 		return fmt.Errorf("cannot start the virtual router: %w", err)
 	}
-	packets, broken := make(chan Packet, 64), make(chan error, 1)
-	over := make(chan struct{})
+	packets, over := make(chan Packet, 64), make(chan struct{})
 	defer close(over)
-	go func() { broken <- r.receive(packets, over) }()
+	go func() { r.breaks(r.receive(packets, over)) }()
 
 	r.event(r.router.start)
 	timer := time.NewTimer(0)
@@ -94,8 +97,8 @@ func (r *Runner) Run(ctx context.Context) error {
 		select {
 		case <-ctx.Done():
 			return r.end(nil)
-		case err := <-broken:
-			return r.end(fmt.Errorf("cannot receive advertisements on %s: %w", r.cfg.Interface, err))
+		case err := <-r.broken:
+			return r.end(fmt.Errorf("the virtual router cannot go on: %w", err))
 		case p := <-packets:
 			r.hear(p)
 		case <-r.poke:
@@ -110,13 +113,21 @@ func (r *Runner) receive(packets chan<- Packet, over <-chan struct{}) error {
 	for {
 		p, err := r.wire.Receive()
 		if err != nil {
-			return err
+			return fmt.Errorf("cannot receive on %s: %w", r.cfg.Interface, err)
 		}
 		select {
 		case packets <- p:
 		case <-over:
 			return nil
 		}
+	}
+}
+
+// breaks ends Run, soon.
+func (r *Runner) breaks(err error) {
+	select {
+	case r.broken <- err:
+	default: // it ends for another reason already
 	}
 }
 
@@ -138,11 +149,10 @@ func (r *Runner) next() time.Time {
 	r.mu.Lock()
 	defer r.mu.Unlock()
 	next := r.router.due
-	if len(r.announce) > 0 && r.announce[0].Before(next) {
-		next = r.announce[0]
-	}
-	if !r.retry.IsZero() && r.retry.Before(next) {
-		next = r.retry
+	for _, at := range append([]time.Time{r.retry, r.renew}, r.announce...) {
+		if !at.IsZero() && at.Before(next) {
+			next = at
+		}
 	}
 	return next
 }
@@ -158,15 +168,19 @@ func (r *Runner) tick(packets <-chan Packet) {
 		}
 	}
 	r.event(func(now time.Time) []action {
-		actions := r.router.timer(now)
-		if r.router.state == Active && len(r.announce) > 0 && !now.Before(r.announce[0]) {
+		r.do(r.router.timer(now))
+		due := func(at time.Time) bool { return !at.IsZero() && !now.Before(at) }
+		if len(r.announce) > 0 && due(r.announce[0]) {
 			r.announce = r.announce[1:]
 			r.note(r.holder.Announce())
 		}
-		if !r.retry.IsZero() && !now.Before(r.retry) {
+		if due(r.retry) {
 			r.giveUp()
 		}
-		return actions
+		if due(r.renew) {
+			r.note(r.take(now))
+		}
+		return nil
 	})
 }
 
@@ -192,10 +206,8 @@ func (r *Runner) do(actions []action) {
 		case actSend:
 			r.send(a)
 		case actTake:
-			r.retry = time.Time{}
-			failed = r.holder.Take()
+			failed = r.take(time.Now())
 		case actGiveUp:
-			r.announce = nil
 			r.giveUp()
 		case actAnnounce:
 			if failed == nil {
@@ -225,6 +237,9 @@ func (r *Runner) send(a action) {
 			err = r.wire.Send(data, to)
 		}
 		r.note(err)
+		if errors.Is(err, errLinkGone) {
+			r.breaks(err)
+		}
 	}
 }
 
@@ -239,10 +254,17 @@ func (r *Runner) repeat() {
 	r.note(r.holder.Announce())
 }
 
+// take is done again each second: what sets the interface up (a DHCP client, an
+// administrator) may remove addresses that it does not know.
+func (r *Runner) take(now time.Time) error {
+	r.retry, r.renew = time.Time{}, now.Add(time.Second)
+	return r.holder.Take()
+}
+
 // giveUp is tried again until it works: addresses at two places are worse than
 // at none.
 func (r *Runner) giveUp() {
-	r.retry = time.Time{}
+	r.announce, r.retry, r.renew = nil, time.Time{}, time.Time{}
 	if err := r.holder.GiveUp(); err != nil {
 		r.note(err)
 		r.retry = time.Now().Add(time.Second)

@@ -29,7 +29,8 @@ type hubWire struct {
 	in     chan Packet
 	closed chan struct{}
 	once   sync.Once
-	cut    bool // of the hub's mutex
+	cut    bool // of the hub's mutex, as is gone
+	gone   bool
 	broken error
 }
 
@@ -50,6 +51,9 @@ func (h *hub) cut(w *hubWire, cut bool) {
 func (w *hubWire) Send(data []byte, to netip.Addr) error {
 	w.hub.mu.Lock()
 	defer w.hub.mu.Unlock()
+	if w.gone {
+		return errLinkGone
+	}
 	if w.cut {
 		return errors.New("the cable is out")
 	}
@@ -84,15 +88,16 @@ type hand struct {
 	start               time.Time
 	holds               bool
 	refuses, keeps      error // what Take and GiveUp say
-	announced, gaveUp   []time.Duration
-	announcedAfterwards bool // after it was given up
+	announced           []time.Duration
+	away                bool // given up since it was taken
+	announcedAfterwards bool // while it was
 }
 
 func (h *hand) Take() error {
 	h.mu.Lock()
 	defer h.mu.Unlock()
 	if h.refuses == nil {
-		h.holds = true
+		h.holds, h.away = true, false
 	}
 	return h.refuses
 }
@@ -100,7 +105,7 @@ func (h *hand) Take() error {
 func (h *hand) GiveUp() error {
 	h.mu.Lock()
 	defer h.mu.Unlock()
-	h.gaveUp = append(h.gaveUp, time.Since(h.start))
+	h.away = true
 	if h.keeps == nil {
 		h.holds = false
 	}
@@ -111,7 +116,7 @@ func (h *hand) Announce() error {
 	h.mu.Lock()
 	defer h.mu.Unlock()
 	h.announced = append(h.announced, time.Since(h.start))
-	h.announcedAfterwards = h.announcedAfterwards || !h.holds
+	h.announcedAfterwards = h.announcedAfterwards || h.away
 	return nil
 }
 
@@ -119,6 +124,12 @@ func (h *hand) has() bool {
 	h.mu.Lock()
 	defer h.mu.Unlock()
 	return h.holds
+}
+
+func (h *hand) lose() {
+	h.mu.Lock()
+	defer h.mu.Unlock()
+	h.holds = false
 }
 
 func (h *hand) say(refuses, keeps error) {
@@ -382,6 +393,21 @@ func TestAddressRefused(t *testing.T) {
 	})
 }
 
+// TestAddressComesBack: who holds the address does so whatever others do.
+func TestAddressComesBack(t *testing.T) {
+	bubble(t, 2, nil, func(p *party) {
+		p.after(time.Second, 0)
+		for range 3 {
+			p.hands[0].lose()
+			p.after(0)
+			p.after(time.Second, 0)
+		}
+		p.hands[0].lose()
+		p.runners[0].SetImpaired(true)
+		p.after(10*time.Second, 1)
+	})
+}
+
 func TestStrays(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		h := &hub{wires: map[netip.Addr]*hubWire{}}
@@ -419,12 +445,32 @@ func TestWireBreaks(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		p := newParty(t, 1, nil)
 		p.after(time.Second, 0)
-		p.wires[0].broken = errors.New("the link is gone")
-		p.wires[0].Close()
-		if err := <-p.ends[0]; err == nil || !strings.Contains(err.Error(), "cannot receive advertisements on eth0: the link is gone") {
+		p.wires[0].broken = errors.New("the cable is broken")
+		_ = p.wires[0].Close()
+		if err := <-p.ends[0]; err == nil || !strings.Contains(err.Error(), "cannot receive on eth0: the cable is broken") {
 			t.Errorf("it ends with %v", err)
 		}
 		p.after(0)
+	})
+}
+
+// TestLinkGone: a wire of a link that is another now is no wire; who holds on
+// to it would be active beside another.
+func TestLinkGone(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		p := newParty(t, 2, nil)
+		p.after(time.Second, 0)
+		p.hub.mu.Lock()
+		p.wires[0].gone, p.wires[0].cut = true, true
+		p.hub.mu.Unlock()
+		if err := <-p.ends[0]; !errors.Is(err, errLinkGone) {
+			t.Errorf("it ends with %v", err)
+		}
+		p.after(time.Second, 1)
+		p.cancels[1]()
+		if err := <-p.ends[1]; err != nil {
+			t.Error(err)
+		}
 	})
 }
 

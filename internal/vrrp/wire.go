@@ -18,6 +18,10 @@ const (
 	maxMessage = headerSize + 255*16
 )
 
+// errLinkGone says that a wire will never work again: a new link of the same
+// name is another one.
+var errLinkGone = errors.New("the link is gone")
+
 // Open makes the wire of a router: raw sockets on its interface, which need the
 // rights of root. Packets of the kernel's other interfaces do not come in.
 func Open(ctx context.Context, cfg Config) (Wire, error) {
@@ -26,25 +30,28 @@ func Open(ctx context.Context, cfg Config) (Wire, error) {
 	if err != nil {
 		return nil, fmt.Errorf("cannot open the virtual router's wire: cannot find link %s: %w", cfg.Interface, err)
 	}
-	network, any := "ip4:112", "0.0.0.0"
+	network, everywhere := "ip4:112", "0.0.0.0"
 	if cfg.Source.Is6() {
-		network, any = "ip6:112", "::"
+		network, everywhere = "ip6:112", "::"
 	}
-	conn, err := host.ListenOn(ctx, network, any, cfg.Interface)
+	conn, err := host.ListenOn(ctx, network, everywhere, cfg.Interface)
 	if err != nil {
 		return nil, fmt.Errorf("cannot open the virtual router's wire: %w", err)
 	}
-	group := &net.IPAddr{IP: cfg.group().AsSlice()}
+	var group net.Addr // nil in unicast
+	if cfg.Multicast {
+		group = &net.IPAddr{IP: cfg.group().AsSlice()}
+	}
 	source := net.IP(cfg.Source.AsSlice())
 	if cfg.Source.Is4() {
-		w := &wire4{conn: ipv4.NewPacketConn(conn), source: source}
-		if err := w.configure(link, group, cfg.Multicast); err != nil {
+		w := &wire4{conn: ipv4.NewPacketConn(conn), source: source, link: link}
+		if err := w.configure(group); err != nil {
 			return nil, errors.Join(fmt.Errorf("cannot open the virtual router's wire on %s: %w", cfg.Interface, err), conn.Close())
 		}
 		return w, nil
 	}
 	w := &wire6{conn: ipv6.NewPacketConn(conn), source: source, link: link}
-	if err := w.configure(group, cfg.Multicast); err != nil {
+	if err := w.configure(group); err != nil {
 		return nil, errors.Join(fmt.Errorf("cannot open the virtual router's wire on %s: %w", cfg.Interface, err), conn.Close())
 	}
 	return w, nil
@@ -53,18 +60,19 @@ func Open(ctx context.Context, cfg Config) (Wire, error) {
 type wire4 struct {
 	conn   *ipv4.PacketConn
 	source net.IP
+	link   *net.Interface
 }
 
-func (w *wire4) configure(link *net.Interface, group net.Addr, multicast bool) error { //nolint:revive // what is configured, not a switch between two functions
+func (w *wire4) configure(group net.Addr) error {
 	err := errors.Join(
 		w.conn.SetControlMessage(ipv4.FlagTTL|ipv4.FlagDst, true),
 		w.conn.SetTTL(ttl), w.conn.SetTOS(control),
 	)
-	if !multicast {
+	if group == nil {
 		return err
 	}
 	return errors.Join(
-		err, w.conn.JoinGroup(link, group), w.conn.SetMulticastInterface(link),
+		err, w.conn.JoinGroup(w.link, group), w.conn.SetMulticastInterface(w.link),
 		w.conn.SetMulticastTTL(ttl), w.conn.SetMulticastLoopback(false),
 	)
 }
@@ -72,7 +80,7 @@ func (w *wire4) configure(link *net.Interface, group net.Addr, multicast bool) e
 // Send implements Wire.
 func (w *wire4) Send(data []byte, to netip.Addr) error {
 	_, err := w.conn.WriteTo(data, &ipv4.ControlMessage{Src: w.source}, &net.IPAddr{IP: to.AsSlice()})
-	return err
+	return whetherGone(w.link, err)
 }
 
 // Receive implements Wire.
@@ -98,12 +106,12 @@ type wire6 struct {
 	link   *net.Interface
 }
 
-func (w *wire6) configure(group net.Addr, multicast bool) error { //nolint:revive // as above
+func (w *wire6) configure(group net.Addr) error {
 	err := errors.Join(
 		w.conn.SetControlMessage(ipv6.FlagHopLimit|ipv6.FlagDst, true),
 		w.conn.SetHopLimit(ttl), w.conn.SetTrafficClass(control),
 	)
-	if !multicast {
+	if group == nil {
 		return err
 	}
 	return errors.Join(
@@ -119,7 +127,7 @@ func (w *wire6) Send(data []byte, to netip.Addr) error {
 		target.Zone = w.link.Name
 	}
 	_, err := w.conn.WriteTo(data, &ipv6.ControlMessage{Src: w.source, IfIndex: w.link.Index}, target)
-	return err
+	return whetherGone(w.link, err)
 }
 
 // Receive implements Wire.
@@ -138,6 +146,17 @@ func (w *wire6) Receive() (Packet, error) {
 
 // Close implements Wire.
 func (w *wire6) Close() error { return w.conn.Close() }
+
+// whetherGone looks after an error whether the link is there.
+func whetherGone(link *net.Interface, err error) error {
+	if err == nil {
+		return nil
+	}
+	if _, missing := net.InterfaceByIndex(link.Index); missing != nil {
+		return fmt.Errorf("%w: %w", errLinkGone, err)
+	}
+	return err
+}
 
 // plain is an address without its zone: there is one link only.
 func plain(a net.Addr) netip.Addr {
