@@ -188,7 +188,7 @@ func (r *router) takeOver(at time.Time) []action {
 	case !r.leader.IsValid():
 		change.Reason = "there is no active router"
 	case !r.hurry.IsZero():
-		change.Reason = "the active router reaches no API server"
+		change.Reason = fmt.Sprintf("the active router is impaired: it has priority %d", r.priority)
 	case r.preempt && r.priority < r.own():
 		change.Reason = "the active router has a lower priority"
 	default:

@@ -178,7 +178,9 @@ func (r *Runner) tick(packets <-chan Packet) {
 			r.giveUp()
 		}
 		if due(r.renew) {
-			r.note(r.take(now))
+			if err := r.take(now); err != nil {
+				return r.router.failed(now, err)
+			}
 		}
 		return nil
 	})

@@ -287,7 +287,7 @@ func TestImpairedHandsOver(t *testing.T) {
 		p.after(time.Minute, 1)
 		p.runners[0].SetImpaired(false)
 		p.after(interval+23*time.Millisecond, 0)
-		if got := p.changes[len(p.changes)-1]; got.From != Backup || got.To != Active || got.Peer != addr(2) || got.Reason != "the active router reaches no API server" {
+		if got := p.changes[len(p.changes)-1]; got.From != Backup || got.To != Active || got.Peer != addr(2) || got.Reason != "the active router is impaired: it has priority 51" {
 			t.Errorf("it was told %+v", got)
 		}
 	})
@@ -390,6 +390,13 @@ func TestAddressRefused(t *testing.T) {
 		}
 		p.hands[1].say(nil, nil)
 		p.after(time.Second, 0)
+
+		// Also one that has it, and finds that it has not any more.
+		p.hands[0].say(errors.New("no such link"), nil)
+		p.after(1100*time.Millisecond, 1)
+		if got := p.runners[0].Status(); got.State != Backup || got.Reason != "no such link" {
+			t.Errorf("it is %+v", got)
+		}
 	})
 }
 
