@@ -233,7 +233,6 @@ func (r *router) hear(at time.Time, from netip.Addr, ad Advertisement) []action 
 
 // follow is hear for a backup.
 func (r *router) follow(at time.Time, from netip.Addr, ad Advertisement) {
-	r.listening = false
 	if ad.Priority == 0 {
 		r.leader, r.priority, r.hurry = netip.Addr{}, 0, at
 		r.watch()
@@ -309,9 +308,7 @@ func (r *router) setPriority(at time.Time, base uint8, impaired bool) []action {
 		if r.leader.IsValid() && !r.outclasses(r.priority) {
 			r.hurry = time.Time{}
 		}
-		if !r.listening {
-			r.watch()
-		}
+		r.watch()
 	}
 	return actions
 }

@@ -193,6 +193,37 @@ func TestMove(t *testing.T) {
 	}
 }
 
+// TestMoveEnds whatever ends it, and whoever waits for it is told.
+func TestMoveEnds(t *testing.T) {
+	for name, end := range map[string]func(*router) []action{
+		"it was stopped":   func(r *router) []action { return r.timer(moment(time.Second)) },
+		"it shuts down":    func(r *router) []action { return r.shutdown(moment(interval)) },
+		"it cannot take":   func(r *router) []action { return r.failed(moment(interval), errNotTaken) },
+		"nobody took them": func(r *router) []action { return r.timer(moment(2 * interval)) },
+	} {
+		r := newActive()
+		calls := 0
+		var failed error
+		r.resign(moment(0), addr(9), func(_ netip.Addr, err error) { failed, calls = err, calls+1 })
+		end(r)
+		r.timer(moment(2 * time.Second))
+		if calls != 1 || failed == nil {
+			t.Errorf("%s: told %d times, %v", name, calls, failed)
+		}
+	}
+	// Nothing is said meanwhile that would hold the peer back.
+	r := newActive()
+	r.resign(moment(0), addr(9), func(netip.Addr, error) {})
+	if got := words(r.setPriority(moment(interval), 156, true)); got != "" || r.due != moment(2*interval) {
+		t.Errorf("impaired during a move it does %q, due %v", got, r.due)
+	}
+	r = newActive()
+	r.timer(moment(350 * time.Millisecond))
+	if got := words(r.setPriority(moment(360*time.Millisecond), 156, true)); got != "" || r.due != moment(375*time.Millisecond) {
+		t.Errorf("impaired while it listens it does %q, due %v", got, r.due)
+	}
+}
+
 // TestTimers of RFC 9568 section 6.1, as it writes them.
 func TestTimers(t *testing.T) {
 	got := map[uint8]time.Duration{}

@@ -312,6 +312,9 @@ func TestMoves(t *testing.T) {
 		if err := p.runners[2].Move(p.t.Context(), addr(2)); err == nil || time.Since(start) > 2*interval {
 			t.Errorf("to a dead one, after %v: %v", time.Since(start), err)
 		}
+		if got := p.runners[2].Status(); got.Transitions != 2 || got.Reason != "nobody took the addresses over" {
+			t.Errorf("it is %+v", got)
+		}
 		p.after(0, 2)
 		ctx, cancel := context.WithTimeout(p.t.Context(), time.Millisecond)
 		defer cancel()
@@ -374,6 +377,7 @@ func TestPeersChange(t *testing.T) {
 func TestAddressRefused(t *testing.T) {
 	bubble(t, 2, nil, func(p *party) {
 		p.hands[0].say(errors.New("no such link"), nil)
+		p.after(500*time.Millisecond, 1)
 		p.after(3*time.Second, 1)
 		if got := p.runners[0].Status(); got.Transitions != 3 || got.Reason != "no such link" {
 			t.Errorf("it is %+v", got)
@@ -397,6 +401,44 @@ func TestAddressRefused(t *testing.T) {
 		if got := p.runners[0].Status(); got.State != Backup || got.Reason != "no such link" {
 			t.Errorf("it is %+v", got)
 		}
+	})
+}
+
+// TestTakenAgain: what could not be given up, and is to be held again, stays.
+func TestTakenAgain(t *testing.T) {
+	bubble(t, 2, nil, func(p *party) {
+		p.after(time.Second, 0)
+		p.hands[0].say(nil, errors.New("the kernel says no"))
+		p.runners[0].SetImpaired(true)
+		p.after(interval, 0, 1)
+		p.hands[0].say(nil, nil)
+		p.runners[0].SetImpaired(false)
+		p.runners[1].SetImpaired(true)
+		p.after(interval, 0)
+		p.after(5*time.Second, 0)
+	})
+	synctest.Test(t, func(t *testing.T) {
+		p := newParty(t, 1, nil)
+		p.after(time.Second, 0)
+		p.hands[0].say(nil, errors.New("the kernel says no"))
+		p.cancels[0]()
+		if err := <-p.ends[0]; err == nil || !strings.Contains(err.Error(), "the kernel says no") {
+			t.Errorf("it ends with %v, and keeps the address", err)
+		}
+	})
+}
+
+// TestPriorityCountsAtOnce, also for a timer that runs.
+func TestPriorityCountsAtOnce(t *testing.T) {
+	bubble(t, 2, nil, func(p *party) {
+		p.after(time.Second, 0)
+		last := 922 * time.Millisecond // the last advertisement, about
+		p.hub.cut(p.wires[0], true)
+		p.after(200*time.Millisecond, 0)
+		if err := p.runners[1].SetPeers([]netip.Addr{addr(1)}, 200); err != nil {
+			t.Error(err)
+		}
+		p.after(last+3*interval+22*time.Millisecond-1200*time.Millisecond, 0, 1)
 	})
 }
 
