@@ -371,7 +371,7 @@ func TestRealTakeOver(t *testing.T) {
 
 		// A frozen router has the address in its kernel still; it lets go as it wakes.
 		a.signal(syscall.SIGSTOP)
-		s.awaitState(b, Active)
+		s.awaitActive(b)
 		a.signal(syscall.SIGCONT)
 		start = time.Now()
 		s.within(start, s.await(1, "after a thaw"), 0, "after a thaw")
@@ -381,15 +381,15 @@ func TestRealTakeOver(t *testing.T) {
 	})
 }
 
-// awaitState waits until a router says that it is so.
-func (s *site) awaitState(p *process, want State) {
+// awaitActive waits until a router has been active for longer than a thaw
+// needs to be noticed.
+func (s *site) awaitActive(p *process) {
 	s.t.Helper()
 	tick := time.NewTicker(20 * time.Millisecond)
 	defer tick.Stop()
 	for end := time.Now().Add(10 * time.Second); ; {
 		got := p.ask("status")
-		// Twice as long as a thaw needs to be noticed.
-		if got.State == want && time.Since(got.Since) > 2*down {
+		if got.State == Active && time.Since(got.Since) > 2*down {
 			return
 		}
 		if time.Now().After(end) {
@@ -466,7 +466,7 @@ func TestRealPartition(t *testing.T) {
 	b := s.router(1, s.config(1, 150, 0, 1))
 	s.await(0, "the start")
 	s.in(s.sw, "ip", "link", "set", "m0", "nomaster")
-	s.awaitState(b, Active)
+	s.awaitActive(b)
 	if got := s.holders(); !slices.Equal(got, []int{0, 1}) {
 		t.Fatalf("the address is at %v", got)
 	}
@@ -487,7 +487,7 @@ func TestRealLinkGone(t *testing.T) {
 		if err := a.Wait(); err == nil {
 			t.Error("it ends well")
 		}
-		s.awaitState(b, Active)
+		s.awaitActive(b)
 	})
 }
 
@@ -553,7 +553,7 @@ func (s *site) beside(v variant, ours *process, cfg Config) {
 	s.await(1, "theirs pre-empts")
 	start = time.Now()
 	s.in(s.sw, "ip", "link", "set", "m1", "nomaster")
-	s.awaitState(ours, Active)
+	s.awaitActive(ours)
 	s.within(start, ours.ask("status").Since, down, "ours takes over from one that is gone")
 	s.in(s.sw, "ip", "link", "set", "m1", "master", "sw0")
 	s.await(1, "theirs is back")
