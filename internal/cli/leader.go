@@ -11,12 +11,14 @@ import (
 	"github.com/spf13/cobra"
 
 	"kuorum/internal/cluster"
+	"kuorum/internal/lease"
 )
 
 // What is led: the words of the command line.
 const (
 	leadEtcd   = "etcd"
-	kubePrefix = "kube-" // of the programs that the other words mean
+	kubePrefix = "kube-"  // of the programs that the other words mean
+	vipActive  = "active" // the state of the server that holds the virtual IP
 )
 
 // lead is who leads one thing, as kuorum leader prints it.
@@ -27,7 +29,8 @@ type lead struct {
 	// Term is etcd's raft term, or how often a lease has changed hands.
 	Term uint64 `json:"term"`
 	// LeaseLeft is when others may take the lease, unless it is renewed before; it
-	// has run out when it is negative. Etcd's lead has no such time.
+	// has run out when it is negative. Etcd's lead and the virtual IP have no such
+	// time.
 	LeaseLeft cluster.Duration `json:"leaseLeft,omitzero"`
 }
 
@@ -35,11 +38,13 @@ func (a *app) leaderCommand() *cobra.Command {
 	output, watch := "table", false
 	cmd := &cobra.Command{
 		Use:   "leader",
-		Short: "Who leads: etcd's member, the scheduler and the controller-manager that are at work",
+		Short: "Who leads: etcd's member, the scheduler and controller-manager at work, the virtual IP",
 		Long: `One of etcd's members leads, and of the schedulers and the controller-managers on the servers one each is at work: the
-holder of a lease, which it renews every 2 s. The agents tell, so this is true also when the API is gone.
+holder of a lease, which it renews every 2 s. One server holds the virtual IP. The agents tell, so this is true also when
+the API is gone.
 
-Since when a member leads etcd is not known. The term is etcd's own, or how often the lease has changed hands.
+Since when a member leads etcd is not known. The term is etcd's own, how often the lease has changed hands, or how often a
+server took or gave up the virtual IP.
 
 Exit codes: 0, 4 nobody to ask.`,
 		Example: `  kuorum leader
@@ -93,7 +98,35 @@ func leads(s cluster.Status) []lead {
 	for _, program := range []string{cluster.SchedulerName, cluster.ControllerManagerName} {
 		list = append(list, leaseLead(s, program))
 	}
+	if l, ok := vipLead(s); ok {
+		list = append(list, l)
+	}
 	return list
+}
+
+// vipLead is who holds the virtual IP; false where there is none. Who says that
+// it holds it counts most, and of several the last to take it.
+func vipLead(s cluster.Status) (lead, bool) {
+	l, there := lead{What: lease.VIP}, false
+	byAddress := map[string]string{}
+	for _, n := range s.Nodes {
+		byAddress[n.Address] = n.Name
+	}
+	for _, n := range s.Nodes {
+		if n.Status == nil || n.Status.VIP == nil {
+			continue
+		}
+		v := n.Status.VIP
+		there = true
+		l.Term = max(l.Term, uint64(max(0, v.Transitions))) //nolint:gosec // not negative
+		switch {
+		case v.State == vipActive && v.Since.After(l.Since):
+			l.Leader, l.Since = n.Name, v.Since
+		case l.Leader == "" && v.Holder != "":
+			l.Leader = byAddress[v.Holder]
+		}
+	}
+	return l, there
 }
 
 // raftTerm is the newest that a member tells.
@@ -139,7 +172,7 @@ func writeLeads(w io.Writer, list []lead, now time.Time) {
 		if !l.Since.IsZero() {
 			since = fmt.Sprintf("%s (%s)", l.Since.UTC().Format(time.DateTime), lifeText(max(0, now.Sub(l.Since))))
 		}
-		if !l.Since.IsZero() && l.LeaseLeft <= 0 {
+		if !l.Since.IsZero() && l.LeaseLeft <= 0 && l.What != lease.VIP {
 			left = "none"
 		} else if l.LeaseLeft > 0 {
 			left = time.Duration(l.LeaseLeft).Round(100 * time.Millisecond).String()
@@ -189,7 +222,7 @@ func leadChanges(before, now []lead) []string {
 	var lines []string
 	for i, l := range now {
 		switch {
-		case before == nil:
+		case before == nil || i >= len(before):
 			lines = append(lines, fmt.Sprintf("%s: %s, term %d", l.What, leaderText(l), l.Term))
 		case before[i].Leader != l.Leader:
 			lines = append(lines, fmt.Sprintf("%s: %s -> %s, term %d", l.What, leaderText(before[i]), leaderText(l), l.Term))

@@ -20,13 +20,14 @@ const maxThirds = 3
 
 func (a *app) leaderMove() *cobra.Command {
 	w := &etcdWork{app: a, ask: "move its lead"}
-	words := []string{leadEtcd, leadWord(cluster.SchedulerName), leadWord(cluster.ControllerManagerName)}
+	words := []string{leadEtcd, leadWord(cluster.SchedulerName), leadWord(cluster.ControllerManagerName), lease.VIP}
 	cmd := &cobra.Command{
 		Use:   "move " + strings.Join(words, "|") + " [NODE]",
 		Short: "Hand a lead over to another node that is ready",
 		Long: `Etcd's leader hands over to another voter, in milliseconds. Of the other two, the program that is at work ends and so gives
 its lease up; the one on NODE starts again, which makes it look at the lease at once, and is at work within about a
-second; the first waits for that, up to 5 s. Should a third server be quicker, the lead is handed on from there.
+second; the first waits for that, up to 5 s. Should a third server be quicker, the lead is handed on from there. The
+virtual IP goes over within its interval; connections to it are made again.
 
 It is refused (exit code 5) for a node that is not ready. Nothing is lost by it, also if it fails: then whoever led leads
 again, or another does.`,
@@ -53,11 +54,13 @@ func (w *etcdWork) moveLead(ctx context.Context, what, node string) error {
 	switch program := kubePrefix + strings.TrimPrefix(what, kubePrefix); {
 	case what == leadEtcd:
 		return w.run(ctx, func(ctx context.Context) error { return w.moveEtcd(ctx, node) })
+	case what == lease.VIP:
+		return w.moveVIP(ctx, node)
 	case program == cluster.SchedulerName, program == cluster.ControllerManagerName:
 		return w.moveProgram(ctx, lease.Order{Program: program, To: node})
 	}
 	return &cluster.Problem{
-		What: fmt.Sprintf("nothing called %q is led", what), Why: "it is etcd, scheduler or controller-manager",
+		What: fmt.Sprintf("nothing called %q is led", what), Why: "it is etcd, scheduler, controller-manager or vip",
 		Do: "kuorum leader move --help", Exit: cluster.ExitUsage,
 	}
 }
@@ -218,4 +221,78 @@ func unreadyOf(reports []cluster.NodeReport, program string, nodes ...string) st
 		}
 	}
 	return strings.Join(waits, ", ")
+}
+
+// moveVIP hands the virtual IP over; an empty node means any server whose balancer
+// reaches the API.
+func (w *etcdWork) moveVIP(ctx context.Context, name string) error {
+	ctx, cancel := context.WithTimeout(ctx, w.timeout)
+	defer cancel()
+	var err error
+	if w.target, err = w.app.target(); err != nil {
+		return err
+	}
+	s, err := answers(ctx, w.target)
+	if err != nil {
+		return err
+	}
+	now, there := vipLead(s)
+	if !there {
+		return &cluster.Problem{What: "this cluster has no virtual IP", Why: "spec.endpoint.type is " + string(w.target.spec.Spec.Endpoint.Type), Exit: cluster.ExitRefused}
+	}
+	heir, err := vipHeir(w.target.spec, s, name, now.Leader)
+	if err != nil {
+		return err
+	}
+	if heir == now.Leader {
+		w.app.talk("%s holds the virtual IP already\n", heir)
+		return nil
+	}
+	holder, ok := w.target.spec.Node(now.Leader)
+	if !ok {
+		return &cluster.Problem{What: "nobody holds the virtual IP, so nobody can hand it over", Do: "kuorum status", Exit: cluster.ExitRefused}
+	}
+	return w.steps(ctx, []step.Step{{Name: "hand the virtual IP from " + holder.Name + " to " + heir, Do: func(ctx context.Context) error {
+		agents, err := w.target.agents()
+		if err != nil {
+			return err
+		}
+		return agents.Call(ctx, holder.Address, lease.MovePath, lease.Order{Program: lease.VIP, To: heir}, nil)
+	}}}, w.app.newProgress())
+}
+
+// vipHeir is the server of that name, or without a name the first that can hold the
+// virtual IP and does not.
+func vipHeir(spec *cluster.Spec, s cluster.Status, name, holder string) (string, error) {
+	var unfit []string
+	for _, n := range s.Nodes {
+		why := ""
+		switch {
+		case n.Role != cluster.RoleServer || name == "" && n.Name == holder || name != "" && n.Name != name:
+			continue
+		case n.Name == holder:
+		case n.Status == nil || n.Status.VIP == nil || n.Status.VIP.Error != "":
+			why = n.Name + " does not answer"
+		case n.Status.VIP.Impaired:
+			why = "the balancer of " + n.Name + " reaches no API server"
+		}
+		if why == "" {
+			return n.Name, nil
+		}
+		unfit = append(unfit, why)
+	}
+	if unfit == nil && name != "" {
+		return "", &cluster.Problem{
+			What: fmt.Sprintf("%q is no server of cluster %s", name, spec.Metadata.Name), Why: "its servers are " + serverNames(spec), Exit: cluster.ExitUsage,
+		}
+	}
+	return "", &cluster.Problem{What: "no other server can hold the virtual IP", Why: strings.Join(unfit, "\n"), Do: "kuorum status", Exit: cluster.ExitRefused}
+}
+
+func serverNames(spec *cluster.Spec) string {
+	var all []string
+	for _, n := range spec.Servers() {
+		all = append(all, n.Name)
+	}
+	return strings.Join(all, ", ")
 }

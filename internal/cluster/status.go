@@ -18,6 +18,7 @@ type NodeStatus struct {
 	Etcd         *EtcdStatus         `json:"etcd,omitempty"`     // nil where no member runs
 	External     *ExternalEtcdStatus `json:"external,omitempty"` // on servers, where somebody else runs etcd
 	Leaders      []LeaseStatus       `json:"leaders,omitempty"`  // as the node's own API server has them
+	VIP          *VIPStatus          `json:"vip,omitempty"`      // on servers, where there is a virtual IP
 	Disk         DiskStatus          `json:"disk"`
 	Certificates []CertificateStatus `json:"certificates,omitempty"`
 	// Config is Spec.Digest of the cluster.yaml that the node follows.
@@ -136,6 +137,35 @@ type LeaseStatus struct {
 	Renewed     time.Time `json:"renewed"`
 	Lasts       Duration  `json:"lasts"` // after Renewed others may take it
 	Transitions int       `json:"transitions"`
+}
+
+// VIPStatus is the virtual IP as one server sees it.
+type VIPStatus struct {
+	Error   string `json:"error,omitempty"` // why it is not known; all else but Address is empty then
+	Address string `json:"address"`
+	// State is active (this server holds it), backup, or initialize.
+	State string `json:"state"`
+	// Holder is the address of the server that holds it, empty when nobody is
+	// known to.
+	Holder   string `json:"holder,omitempty"`
+	Priority int    `json:"priority"` // as advertised
+	// Impaired tells that the server's balancer reaches no API server, and would
+	// rather not hold the address.
+	Impaired    bool        `json:"impaired,omitempty"`
+	Since       time.Time   `json:"since"` // of State
+	Transitions int         `json:"transitions"`
+	Changes     []VIPChange `json:"changes,omitempty"` // the last ones, the oldest first
+	// Dropped counts packets that were not heard, by the reason.
+	Dropped map[string]uint64 `json:"dropped,omitempty"`
+}
+
+// VIPChange is one change of a server's part in holding the virtual IP.
+type VIPChange struct {
+	At     time.Time `json:"at"`
+	From   string    `json:"from"`
+	To     string    `json:"to"`
+	Reason string    `json:"reason"`
+	Peer   string    `json:"peer,omitempty"` // the server that it is about
 }
 
 // DiskStatus is the file system of /var/lib/kuorum.

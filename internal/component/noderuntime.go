@@ -5,6 +5,7 @@ import (
 	"maps"
 	"path/filepath"
 	"slices"
+	"strconv"
 	"strings"
 	"time"
 
@@ -190,14 +191,15 @@ func balancer(m Machine) Component {
 	if m.Node.Role == cluster.RoleServer {
 		local = m.Node.Name
 	}
-	text := fmt.Sprintf(`listen: ["127.0.0.1:%[1]d", "%[2]s:%[1]d"]
+	listen, vip := virtualIP(m)
+	text := fmt.Sprintf(`listen: ["127.0.0.1:%[1]d", "%[2]s:%[1]d"%[9]s]
 status: 127.0.0.1:%[3]d
 local: "%[4]s"
 ca: %[5]s
 cert: %[6]s
 key: %[7]s
-backends:
-%[8]s`, PortAPI, m.Node.Address, portStatus, local, pki("ca.crt"), pki("endpoint.crt"), pki("endpoint.key"), backends.String())
+%[10]sbackends:
+%[8]s`, PortAPI, m.Node.Address, portStatus, local, pki("ca.crt"), pki("endpoint.crt"), pki("endpoint.key"), backends.String(), listen, vip)
 	// Every connection of the node goes through it: servers come and go
 	// without a restart (ADR 0014).
 	file := config("endpoint.yaml", []byte(text))
@@ -206,11 +208,56 @@ backends:
 		Name: "endpoint",
 		Path: m.Kuorum,
 		Args: []string{"endpoint", "--config", component("endpoint.yaml")},
-		// It reads its file again but for where it listens: at another address
-		// it must be another process.
-		Env:         []string{"KUORUM_LISTEN=" + m.Node.Address},
+		// It reads its file again but for where it listens, and what the virtual
+		// IP is: then it must be another process.
+		Env:         append([]string{"KUORUM_LISTEN=" + m.Node.Address}, vipEnv(m)...),
 		Files:       []File{file},
-		Ready:       httpReady(fmt.Sprintf("http://127.0.0.1:%d/healthz", portStatus)),
+		Ready:       httpReady(EndpointStatus + "/healthz"),
 		StopTimeout: 5 * time.Second,
 	}
 }
+
+// EndpointStatus is where a node's balancer tells how it is, to this machine alone.
+const EndpointStatus = "http://127.0.0.1:6442"
+
+// VIPSocket is where a server's balancer takes orders to move the virtual IP,
+// see endpoint.MovePath. Root alone may write to it.
+const VIPSocket = RunDir + "/vip.sock"
+
+// virtualIP is what the balancer of a server needs to know of the virtual IP:
+// that it listens there, and who else may hold it.
+func virtualIP(m Machine) (listen, section string) {
+	if !mayHoldVIP(m) {
+		return "", ""
+	}
+	e := m.Spec.Spec.Endpoint
+	var peers []string
+	rank := 0
+	for i, n := range m.Spec.Servers() {
+		if n.Name == m.Node.Name {
+			rank = i
+			continue
+		}
+		peers = append(peers, strconv.Quote(n.Address))
+	}
+	return fmt.Sprintf(`, "%s:%d"`, e.Address, PortAPI), fmt.Sprintf(`vip:
+  address: %s
+  own: %s
+  peers: [%s]
+  rank: %d
+  id: %d
+  interval: %s
+  control: %s
+`, e.Address, m.Node.Address, strings.Join(peers, ", "), rank, e.VIP.ID, e.VIP.Interval, VIPSocket)
+}
+
+// vipEnv changes with what a running balancer cannot follow.
+func vipEnv(m Machine) []string {
+	if !mayHoldVIP(m) {
+		return nil
+	}
+	e := m.Spec.Spec.Endpoint
+	return []string{fmt.Sprintf("KUORUM_VIP=%s %d %s", e.Address, e.VIP.ID, e.VIP.Interval)}
+}
+
+func mayHoldVIP(m Machine) bool { return m.Spec.HasVIP() && m.Node.Role == cluster.RoleServer }

@@ -24,8 +24,8 @@ type Backend struct {
 	Address string `json:"address"`
 }
 
-// Config of a balancer. Zero durations and counts mean their defaults. Backends
-// and Local may change while it runs.
+// Config of a balancer. Zero durations and counts mean their defaults. Backends,
+// Local and a part of VIP may change while it runs.
 type Config struct {
 	// Listen holds the addresses (IP:PORT) that clients connect to.
 	Listen []string `json:"listen"`
@@ -34,6 +34,10 @@ type Config struct {
 	// Local is the name of the backend on this machine, or empty. It wins
 	// when several backends have equally few connections.
 	Local string `json:"local,omitempty"`
+
+	// VIP is nil where no virtual IP can be on this machine. Its Peers and Rank may
+	// change while it runs.
+	VIP *VIP `json:"vip,omitempty"`
 
 	// CA is the path of the PEM file that signed the backends' certificates.
 	CA string `json:"ca"`
@@ -118,6 +122,7 @@ func (c Config) Validate() error {
 		c.validateBackends(),
 		c.validateCheck(),
 		c.validateStatus(),
+		c.validateVIP(),
 	)
 }
 
@@ -198,6 +203,13 @@ func (c Config) validateStatus() error {
 		return fmt.Errorf("status: %s is in listen already", c.Status)
 	}
 	return nil
+}
+
+func (c Config) validateVIP() error {
+	if c.VIP == nil {
+		return nil
+	}
+	return c.VIP.validate()
 }
 
 func parseAddress(s string) (netip.AddrPort, error) {

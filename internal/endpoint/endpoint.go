@@ -18,6 +18,7 @@ import (
 	"golang.org/x/sync/errgroup"
 
 	"kuorum/internal/cluster"
+	"kuorum/internal/host"
 )
 
 // Balancer leads clients to its backends, which may change while it serves. Its
@@ -26,6 +27,8 @@ type Balancer struct {
 	cfg  Config // as it was at the start; the pool has the backends of now
 	log  *slog.Logger
 	pool *pool
+	// keeper is nil where no virtual IP can be.
+	keeper *keeper
 }
 
 // New makes a balancer that Serve starts. cfg.Listen names the addresses that
@@ -76,7 +79,7 @@ func (b *Balancer) serve(ctx context.Context, fronts []net.Listener, status net.
 		group.Go(func() error { return Forward(ctx, ln, b.pool.connect, b.log) })
 	}
 	if status != nil {
-		group.Go(func() error { return b.pool.serveStatus(ctx, status) })
+		group.Go(func() error { return b.serveStatus(ctx, status) })
 	}
 	b.log.InfoContext(ctx, "balancer started", "listen", b.cfg.Listen, "backends", len(b.pool.status()))
 	return group.Wait()
@@ -103,12 +106,21 @@ func Run(ctx context.Context, path string, log *slog.Logger) error {
 	if err != nil {
 		return err
 	}
+	if cfg.VIP != nil {
+		b.keeper = newKeeper(*cfg.VIP, log)
+	}
 	fronts, status, err := b.listen(ctx)
 	if err != nil {
 		return err
 	}
 	group, ctx := errgroup.WithContext(ctx)
 	group.Go(func() error { return b.serve(ctx, fronts, status) })
+	if b.keeper != nil {
+		group.Go(func() error {
+			b.keeper.run(ctx, b.pool.someHealthy)
+			return nil
+		})
+	}
 	group.Go(func() error {
 		f := follower{balancer: b, path: path, seen: data}
 		watch(ctx, followInterval, nil, f.look)
@@ -126,22 +138,27 @@ func (b *Balancer) listen(ctx context.Context) (fronts []net.Listener, status ne
 			}
 		}
 	}()
+	config := net.ListenConfig{KeepAliveConfig: keepAlive(patience)}
 	for _, address := range b.cfg.Listen {
-		ln, err := listen(ctx, address)
+		here := config
+		if b.cfg.VIP.is(address) {
+			here.Control = host.Anywhere // it is listened on also while another machine has it
+		}
+		ln, err := listen(ctx, here, address)
 		if err != nil {
 			return fronts, nil, err
 		}
 		fronts = append(fronts, ln)
 	}
 	if b.cfg.Status != "" {
-		status, err = listen(ctx, b.cfg.Status)
+		status, err = listen(ctx, config, b.cfg.Status)
 	}
 	return fronts, status, err
 }
 
 // listen explains the two errors that people meet.
-func listen(ctx context.Context, address string) (net.Listener, error) {
-	ln, err := (&net.ListenConfig{KeepAliveConfig: keepAlive(patience)}).Listen(ctx, "tcp", address)
+func listen(ctx context.Context, config net.ListenConfig, address string) (net.Listener, error) {
+	ln, err := config.Listen(ctx, "tcp", address)
 	if err == nil {
 		return ln, nil
 	}

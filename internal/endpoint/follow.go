@@ -54,6 +54,11 @@ func (f *follower) apply(ctx context.Context, data []byte) error {
 	if err := f.balancer.SetBackends(cfg.Backends, cfg.Local); err != nil {
 		return err
 	}
+	if f.balancer.keeper != nil && cfg.VIP != nil {
+		if err := f.balancer.keeper.replace(*cfg.VIP); err != nil {
+			return err
+		}
+	}
 	if fields := fixedChanges(f.balancer.cfg, cfg); len(fields) > 0 {
 		f.balancer.log.WarnContext(ctx, "the configuration changed in what needs a restart, which is ignored until then",
 			"file", f.path, "fields", fields)
@@ -62,9 +67,14 @@ func (f *follower) apply(ctx context.Context, data []byte) error {
 }
 
 // fixedChanges names the fields that differ and cannot be followed: all but the
-// two that SetBackends takes.
+// two that SetBackends takes, and who else may hold the virtual IP.
 func fixedChanges(running, file Config) []string {
 	var fields []string
+	if running.VIP != nil && file.VIP != nil {
+		same := *file.VIP
+		same.Peers, same.Rank = running.VIP.Peers, running.VIP.Rank
+		file.VIP = &same
+	}
 	a, b := reflect.ValueOf(running), reflect.ValueOf(file)
 	for i := range a.NumField() {
 		name, _, _ := strings.Cut(a.Type().Field(i).Tag.Get("json"), ",")

@@ -14,7 +14,9 @@ import (
 const (
 	// dialBudget bounds the search for a backend that accepts one connection.
 	dialBudget = 3 * time.Second
-	// slowDial is how long a backend may take to accept one before it is checked.
+	// slowDial is how long a backend may take to accept one before it is checked,
+	// and another is tried as well: a machine without power swallows the first
+	// packet of a connection as it does all others.
 	slowDial = 50 * time.Millisecond
 )
 
@@ -102,23 +104,56 @@ func newPool(cfg Config, turn uint, log *slog.Logger) *pool {
 }
 
 // connect finds a backend for one client. It tries every backend at most once,
-// best first, and gives up after dialBudget.
+// best first, and gives up after dialBudget. The next is tried also when one has
+// not accepted within slowDial; the first that does is taken (as RFC 8305 has it
+// for the addresses of one host).
 func (p *pool) connect(ctx context.Context) (net.Conn, error) {
 	ctx, cancel := context.WithTimeout(ctx, dialBudget)
 	defer cancel()
-	tried := map[*member]bool{}
-	var errs []error
-	for ctx.Err() == nil {
+	type outcome struct {
+		m    *member
+		link *link
+		err  error
+	}
+	tried, under := map[*member]bool{}, map[*member]bool{}
+	outcomes := make(chan outcome)
+	begin := func() {
 		m, fallen := p.acquire(tried)
 		if m == nil {
-			break
+			return
 		}
-		tried[m] = true
-		l, err := p.attempt(ctx, m, fallen)
-		if err == nil {
-			return l, nil
+		tried[m], under[m] = true, true
+		go func() {
+			l, err := p.attempt(ctx, m, fallen)
+			select {
+			case outcomes <- outcome{m, l, err}:
+			case <-ctx.Done(): // another was quicker, or nobody waits any more
+				if err == nil {
+					closeAll(l)
+				}
+			}
+		}()
+	}
+	var errs []error
+	begin()
+	for len(under) > 0 {
+		slow := time.NewTimer(slowDial)
+		select {
+		case o := <-outcomes:
+			if o.err == nil {
+				slow.Stop()
+				return o.link, nil
+			}
+			delete(under, o.m)
+			errs = append(errs, fmt.Errorf("%s: %w", o.m.Name, o.err))
+			begin()
+		case <-slow.C:
+			for m := range under {
+				m.ask()
+			}
+			begin()
 		}
-		errs = append(errs, fmt.Errorf("%s: %w", m.Name, err))
+		slow.Stop()
 	}
 	return nil, fmt.Errorf("cannot reach any API server: %w", errors.Join(errs...))
 }
@@ -165,27 +200,15 @@ func (p *pool) attempt(ctx context.Context, m *member, fallen <-chan struct{}) (
 	return l, nil
 }
 
-// dialMember gives up when m falls. A machine without power swallows the first
-// packet of a connection as well as the last: who does not answer that at once
-// is checked.
+// dialMember gives up when m falls.
 func (p *pool) dialMember(ctx context.Context, m *member, fallen <-chan struct{}) (net.Conn, error) {
 	ctx, cancel := context.WithTimeout(ctx, p.dialLimit())
 	defer cancel()
-	done := make(chan struct{})
-	defer close(done)
 	go func() {
-		slow := time.NewTimer(slowDial)
-		defer slow.Stop()
-		for {
-			select {
-			case <-done:
-				return
-			case <-fallen:
-				cancel()
-				return
-			case <-slow.C:
-				m.ask()
-			}
+		select {
+		case <-ctx.Done():
+		case <-fallen:
+			cancel()
 		}
 	}()
 	return p.dial(ctx, "tcp", m.Address)
@@ -364,11 +387,22 @@ func (p *pool) better(m *member) time.Time {
 	return since
 }
 
+// busyFor is how long an API server that has just become healthy may be slow: all
+// that had waited for it comes at once.
+const busyFor = 10 * time.Second
+
 // dispensable tells whether m's clients have somewhere else to go.
 func (p *pool) dispensable(m *member) bool {
 	p.mu.Lock()
 	defer p.mu.Unlock()
-	return !p.better(m).IsZero()
+	return !p.better(m).IsZero() && time.Since(m.since) >= busyFor
+}
+
+// someHealthy tells whether a client would be led to an API server that works.
+func (p *pool) someHealthy() bool {
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	return p.anyHealthy()
 }
 
 func (p *pool) anyHealthy() bool {

@@ -123,35 +123,50 @@ func TestConnectionMadeWhileGoingDownIsNotUsed(t *testing.T) {
 	}
 }
 
-// Who is connecting to a machine that has just lost its power need not wait for
-// the end of the attempt, and has it checked.
-func TestConnectingEndsWhenTheBackendFalls(t *testing.T) {
+// swallows is a network in which s1 is a machine without power.
+func swallows(ctx context.Context, address string) (net.Conn, error) {
+	if address == "s1" {
+		<-ctx.Done()
+		return nil, ctx.Err()
+	}
+	return accept(ctx, address)
+}
+
+func TestSlowBackendIsNotWaitedFor(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
-		p := fakePool(2, func(ctx context.Context, address string) (net.Conn, error) {
-			if address == "s1" {
-				<-ctx.Done()
-				return nil, ctx.Err()
-			}
-			return accept(ctx, address)
-		})
+		p := fakePool(2, swallows)
 		p.turn = 1 // s1 is first
 		start := time.Now()
-		go func() {
-			<-p.members[0].kick
-			if got := time.Since(start); got != slowDial {
-				t.Errorf("a check was asked for after %v, want %v", got, slowDial)
-			}
-			<-time.After(100 * time.Millisecond)
-			p.record(t.Context(), p.members[0], result{verdict: lost, err: errLate})
-		}()
 		if _, err := p.connect(t.Context()); err != nil {
 			t.Fatal(err)
 		}
-		if got := time.Since(start); got != slowDial+100*time.Millisecond {
-			t.Errorf("connected after %v", got)
+		if got := time.Since(start); got != slowDial {
+			t.Errorf("connected after %v, want %v", got, slowDial)
+		}
+		synctest.Wait()
+		if len(p.members[0].kick) != 1 {
+			t.Error("the slow one is not checked")
 		}
 		if diff := cmp.Diff([]int{0, 1}, p.connections()); diff != "" {
 			t.Errorf("connections (-want +got):\n%s", diff)
+		}
+	})
+}
+
+// Who is connecting to the only machine there is, which has just lost its power,
+// need not wait for the end of the attempt.
+func TestConnectingEndsWhenTheBackendFalls(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		p := fakePool(1, swallows)
+		start := time.Now()
+		time.AfterFunc(300*time.Millisecond, func() {
+			p.record(t.Context(), p.members[0], result{verdict: lost, err: errLate})
+		})
+		if _, err := p.connect(t.Context()); err == nil {
+			t.Fatal("connected")
+		}
+		if got := time.Since(start); got != 300*time.Millisecond {
+			t.Errorf("gave up after %v", got)
 		}
 	})
 }

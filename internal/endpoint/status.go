@@ -46,13 +46,10 @@ func (p *pool) status() []BackendStatus {
 
 // handler serves /healthz (200 when a backend is healthy, else 503) and
 // /status (a list of BackendStatus, in the order of the configuration).
-func (p *pool) handler() http.Handler {
+func (p *pool) handler() *http.ServeMux {
 	mux := http.NewServeMux()
 	mux.HandleFunc("GET /healthz", func(w http.ResponseWriter, _ *http.Request) {
-		p.mu.Lock()
-		healthy := p.anyHealthy()
-		p.mu.Unlock()
-		if !healthy {
+		if !p.someHealthy() {
 			http.Error(w, "no backend is healthy", http.StatusServiceUnavailable)
 			return
 		}
@@ -67,9 +64,13 @@ func (p *pool) handler() http.Handler {
 }
 
 // serveStatus owns ln and returns nil when ctx is done.
-func (p *pool) serveStatus(ctx context.Context, ln net.Listener) error {
+func (b *Balancer) serveStatus(ctx context.Context, ln net.Listener) error {
+	mux := b.pool.handler()
+	if b.keeper != nil {
+		mux.HandleFunc("GET "+VIPPath, b.keeper.tell)
+	}
 	server := &http.Server{
-		Handler:           p.handler(),
+		Handler:           mux,
 		ReadHeaderTimeout: 5 * time.Second,
 		IdleTimeout:       time.Minute,
 	}

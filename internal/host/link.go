@@ -12,6 +12,7 @@ import (
 	"syscall"
 
 	"github.com/vishvananda/netlink"
+	"golang.org/x/sys/unix"
 )
 
 const bridgeName = "sw0"
@@ -130,6 +131,34 @@ func Addresses() ([]netip.Addr, error) {
 	}
 	slices.SortFunc(all, netip.Addr.Compare)
 	return slices.Compact(all), nil
+}
+
+// LinkOf names the link of this network namespace that has address.
+func LinkOf(address netip.Addr) (string, error) {
+	links, err := net.Interfaces()
+	if err != nil {
+		return "", fmt.Errorf("cannot list this machine's links: %w", err)
+	}
+	for _, link := range links {
+		entries, err := link.Addrs()
+		if err != nil {
+			continue // it has just gone
+		}
+		for _, entry := range entries {
+			if prefix, err := netip.ParsePrefix(entry.String()); err == nil && prefix.Addr().Unmap() == address {
+				return link.Name, nil
+			}
+		}
+	}
+	return "", fmt.Errorf("no link of this machine has the address %s", address)
+}
+
+// Anywhere is for net.ListenConfig.Control: it lets a socket listen on an
+// address that is not this machine's, or not yet (ip(7), IP_FREEBIND).
+func Anywhere(_, _ string, c syscall.RawConn) error {
+	var failed error
+	err := c.Control(func(fd uintptr) { failed = unix.SetsockoptInt(int(fd), unix.SOL_IP, unix.IP_FREEBIND, 1) })
+	return errors.Join(err, failed)
 }
 
 // Sysctl sets a kernel setting by its path below /proc/sys. Settings that

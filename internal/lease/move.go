@@ -16,7 +16,10 @@ const (
 	StandbyPath = "/v1/leader/standby" // POST Order; this server's standby starts again, and looks at the lease as it does; the same
 )
 
-// Order asks that the program's lead go to a server.
+// VIP in an Order is the virtual IP, which no lease is about.
+const VIP = "vip"
+
+// Order asks that the program's lead, or the virtual IP, go to a server.
 type Order struct {
 	Program string `json:"program"`
 	To      string `json:"to"` // a node's name

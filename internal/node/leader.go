@@ -2,17 +2,23 @@ package node
 
 import (
 	"context"
+	"encoding/json"
 	"fmt"
+	"io"
+	"net"
 	"net/http"
 	"strconv"
+	"strings"
 	"sync"
 	"time"
 
 	"kuorum/internal/cluster"
 	"kuorum/internal/component"
+	"kuorum/internal/endpoint"
 	"kuorum/internal/kubeapi"
 	"kuorum/internal/lease"
 	"kuorum/internal/supervise"
+	"kuorum/internal/vrrp"
 )
 
 // balancer is where a server reaches an API server also when its own does not work.
@@ -80,6 +86,9 @@ func (a *Agent) moveLeader(r *http.Request, in lease.Order) (lease.Moved, error)
 	if err := a.mayMoveLeads(r); err != nil {
 		return lease.Moved{}, err
 	}
+	if in.Program == lease.VIP {
+		return lease.Moved{Leader: in.To}, a.moveVIP(r.Context(), in.To)
+	}
 	return a.handOver(r.Context(), in)
 }
 
@@ -134,6 +143,7 @@ func (a *Agent) yieldLeads(ctx context.Context) {
 	limited, cancel := context.WithTimeout(ctx, yieldPatience)
 	defer cancel()
 	var all sync.WaitGroup
+	all.Go(func() { a.yieldVIP(limited) })
 	for program, e := range a.machine.Spec.Elections() {
 		all.Go(func() {
 			record, err := lease.Read(limited, a.server.leases, e)
@@ -146,4 +156,77 @@ func (a *Agent) yieldLeads(ctx context.Context) {
 		})
 	}
 	all.Wait()
+}
+
+// askVIP asks this machine's balancer, which knows all of the virtual IP.
+func askVIP(ctx context.Context, address string) *cluster.VIPStatus {
+	unknown := func(err error) *cluster.VIPStatus { return &cluster.VIPStatus{Address: address, Error: err.Error()} }
+	req, err := http.NewRequestWithContext(ctx, http.MethodGet, component.EndpointStatus+endpoint.VIPPath, nil)
+	if err != nil {
+		return unknown(err)
+	}
+	resp, err := (&http.Client{}).Do(req)
+	if err != nil {
+		return unknown(err)
+	}
+	defer resp.Body.Close()
+	if resp.StatusCode != http.StatusOK {
+		return unknown(fmt.Errorf("the balancer answers %s", resp.Status))
+	}
+	var s cluster.VIPStatus
+	if err := json.NewDecoder(resp.Body).Decode(&s); err != nil {
+		return unknown(err)
+	}
+	return &s
+}
+
+// moveVIP hands the virtual IP over to another server, if it is here.
+func (a *Agent) moveVIP(ctx context.Context, to string) error {
+	heir, ok := a.spec.Load().Node(to)
+	if !ok || heir.Role != cluster.RoleServer {
+		return &cluster.Problem{What: fmt.Sprintf("%q is no server", to), Exit: cluster.ExitUsage}
+	}
+	dial := func(ctx context.Context, _, _ string) (net.Conn, error) {
+		return (&net.Dialer{}).DialContext(ctx, "unix", component.VIPSocket)
+	}
+	client := http.Client{Transport: &http.Transport{DialContext: dial, DisableKeepAlives: true}}
+	req, err := http.NewRequestWithContext(ctx, http.MethodPost, "http://endpoint"+endpoint.MovePath+"?to="+heir.Address, nil)
+	if err != nil {
+		return err
+	}
+	resp, err := client.Do(req)
+	if err != nil {
+		return &cluster.Problem{What: "the balancer of " + a.machine.Node.Name + " does not move the virtual IP", Err: err, Do: "kuorum status"}
+	}
+	defer resp.Body.Close()
+	if resp.StatusCode == http.StatusOK {
+		return nil
+	}
+	why, _ := io.ReadAll(io.LimitReader(resp.Body, 1<<10))
+	return &cluster.Problem{
+		What: "the virtual IP is not moved to " + to, Why: strings.TrimSpace(string(why)), Do: "kuorum leader", Exit: cluster.ExitRefused,
+	}
+}
+
+// yieldVIP hands the virtual IP over before this server stops, if it is here, to one
+// whose balancer reaches the API.
+func (a *Agent) yieldVIP(ctx context.Context) {
+	spec := a.spec.Load()
+	if !a.machine.Spec.HasVIP() {
+		return
+	}
+	if s := askVIP(ctx, ""); s.State != string(vrrp.Active) {
+		return
+	}
+	for _, r := range a.agents.Reports(ctx, spec.Servers()) {
+		if r.Name == a.machine.Node.Name || r.Status == nil || r.Status.VIP == nil || r.Status.VIP.State != string(vrrp.Backup) || r.Status.VIP.Impaired {
+			continue
+		}
+		err := a.moveVIP(ctx, r.Name)
+		if err == nil {
+			a.options.Log.Info("the virtual IP was handed over", "to", r.Name)
+			return
+		}
+		a.options.Log.Info("the virtual IP is not handed over", "to", r.Name, "reason", err)
+	}
 }

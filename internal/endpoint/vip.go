@@ -1,0 +1,299 @@
+package endpoint
+
+import (
+	"context"
+	"encoding/json"
+	"errors"
+	"fmt"
+	"io/fs"
+	"log/slog"
+	"net"
+	"net/http"
+	"net/netip"
+	"os"
+	"sync"
+	"time"
+
+	"kuorum/internal/cluster"
+	"kuorum/internal/host"
+	"kuorum/internal/vrrp"
+)
+
+// VIP is the virtual IP that this machine may hold, as one of the servers.
+type VIP struct {
+	// Address is the virtual IP; where it is among the addresses that the
+	// balancer listens on, it is so also while another machine holds it.
+	Address string `json:"address"`
+	// Own is this machine's address on the same link; Peers are the other servers'.
+	Own   string   `json:"own"`
+	Peers []string `json:"peers,omitempty"`
+	// Rank is the server's place among all, from 0 on: where several could take
+	// the address, the lowest does.
+	Rank     int              `json:"rank"`
+	ID       int              `json:"id"`
+	Interval cluster.Duration `json:"interval"`
+	// Control is the path of a unix socket, for root only, that takes orders to
+	// move the address (MovePath).
+	Control string `json:"control"`
+}
+
+// VIPPath of the status server answers GET with a cluster.VIPStatus. MovePath of
+// the control socket takes POST with the query to=ADDRESS of a peer: 200 when
+// that one holds the virtual IP, else the reason as text.
+const (
+	VIPPath  = "/vip"
+	MovePath = "/vip/move"
+)
+
+// darkness is how long no API server must be reachable from here before the
+// address should be elsewhere: another balancer would have to move all clients.
+const darkness = 500 * time.Millisecond
+
+// keeper runs the virtual router of this machine.
+type keeper struct {
+	log *slog.Logger
+
+	mu       sync.Mutex
+	cfg      VIP
+	impaired bool
+	runner   *vrrp.Runner // nil until there is one
+}
+
+// newKeeper takes a valid configuration. Until its balancer has found an API
+// server it leaves the address to others.
+func newKeeper(cfg VIP, log *slog.Logger) *keeper { return &keeper{cfg: cfg, log: log, impaired: true} }
+
+// run takes part in keeping the address until ctx is done. Without a virtual IP
+// a balancer is worth a lot still, so what fails here is logged, and tried again.
+func (k *keeper) run(ctx context.Context, lit func() bool) {
+	var all sync.WaitGroup
+	defer all.Wait()
+	all.Go(func() { k.follow(ctx, lit) })
+	all.Go(func() { k.obey(ctx) })
+	for ctx.Err() == nil {
+		if err := k.takePart(ctx); err != nil {
+			k.log.ErrorContext(ctx, "cannot take part in keeping the virtual IP, will try again", "error", err)
+		}
+		select {
+		case <-ctx.Done():
+		case <-time.After(time.Second):
+		}
+	}
+}
+
+func (k *keeper) takePart(ctx context.Context) error {
+	router, err := k.config().router()
+	if err != nil {
+		return err
+	}
+	if router.Interface, err = host.LinkOf(router.Source); err != nil {
+		return err
+	}
+	wire, err := vrrp.Open(ctx, router)
+	if err != nil {
+		return err
+	}
+	runner, err := vrrp.New(router, wire, vrrp.NewHolder(router), k.note)
+	if err != nil {
+		return errors.Join(err, wire.Close())
+	}
+	k.mu.Lock()
+	runner.SetImpaired(k.impaired)
+	k.runner = runner
+	k.mu.Unlock()
+	return runner.Run(ctx)
+}
+
+func (k *keeper) config() VIP {
+	k.mu.Lock()
+	defer k.mu.Unlock()
+	return k.cfg
+}
+
+// router is the one that runs, or that ran last; nil: there was none.
+func (k *keeper) router() *vrrp.Runner {
+	k.mu.Lock()
+	defer k.mu.Unlock()
+	return k.runner
+}
+
+// note logs every change of who holds the address, with its reason.
+func (k *keeper) note(c vrrp.Change) {
+	args := []any{"state", c.To, "was", c.From, "reason", c.Reason}
+	if c.Peer.IsValid() {
+		args = append(args, "peer", c.Peer)
+	}
+	k.log.Info("virtual IP", args...)
+}
+
+// follow tells the router how the balancer is. Light counts at once, darkness
+// after a while.
+func (k *keeper) follow(ctx context.Context, lit func() bool) {
+	const look = 50 * time.Millisecond
+	seen := time.Now() // the last light, or the start
+	watch(ctx, look, nil, func(context.Context) {
+		switch now := time.Now(); {
+		case lit():
+			seen = now
+			k.setImpaired(false)
+		case now.Sub(seen) >= darkness:
+			k.setImpaired(true)
+		}
+	})
+}
+
+func (k *keeper) setImpaired(impaired bool) { //nolint:revive // a state, not a switch between two functions
+	k.mu.Lock()
+	defer k.mu.Unlock()
+	if k.impaired == impaired {
+		return
+	}
+	k.impaired = impaired
+	if k.runner != nil {
+		k.runner.SetImpaired(impaired)
+	}
+}
+
+// replace takes over what may change while it runs.
+func (k *keeper) replace(cfg VIP) error {
+	router, err := cfg.router()
+	if err != nil {
+		return err
+	}
+	k.mu.Lock()
+	defer k.mu.Unlock()
+	if k.runner != nil {
+		if err := k.runner.SetPeers(router.Peers, router.Priority); err != nil {
+			return err
+		}
+	}
+	k.cfg.Peers, k.cfg.Rank = cfg.Peers, cfg.Rank
+	return nil
+}
+
+// obey takes orders until ctx is done.
+func (k *keeper) obey(ctx context.Context) {
+	control, err := k.listen(ctx)
+	if err != nil {
+		k.log.ErrorContext(ctx, "the virtual IP cannot be moved on demand", "error", err)
+		return
+	}
+	server := &http.Server{Handler: k.orders(), ReadHeaderTimeout: 5 * time.Second}
+	defer context.AfterFunc(ctx, func() { _ = server.Close() })()
+	if err := server.Serve(control); !errors.Is(err, http.ErrServerClosed) {
+		k.log.ErrorContext(ctx, "the virtual IP cannot be moved on demand", "error", err)
+	}
+}
+
+// listen makes the control socket; what an earlier process left is replaced. The
+// directory is root's alone.
+func (k *keeper) listen(ctx context.Context) (net.Listener, error) {
+	path := k.config().Control
+	if err := os.Remove(path); err != nil && !errors.Is(err, fs.ErrNotExist) {
+		return nil, fmt.Errorf("cannot replace the old control socket: %w", err)
+	}
+	ln, err := (&net.ListenConfig{}).Listen(ctx, "unix", path)
+	if err != nil {
+		return nil, fmt.Errorf("cannot make the control socket of the virtual IP: %w", err)
+	}
+	if err := os.Chmod(path, 0o600); err != nil {
+		return nil, errors.Join(err, ln.Close())
+	}
+	return ln, nil
+}
+
+func (k *keeper) orders() http.Handler {
+	mux := http.NewServeMux()
+	mux.HandleFunc("POST "+MovePath, func(w http.ResponseWriter, r *http.Request) {
+		to, err := netip.ParseAddr(r.URL.Query().Get("to"))
+		runner := k.router()
+		if err == nil && runner == nil {
+			err = errNoRouter
+		}
+		if err == nil {
+			err = runner.Move(r.Context(), to)
+		}
+		if err != nil {
+			http.Error(w, err.Error(), http.StatusConflict)
+		}
+	})
+	return mux
+}
+
+// errNoRouter is before the virtual router has started for the first time.
+var errNoRouter = errors.New("this machine does not take part in keeping the virtual IP yet")
+
+// tell answers with the status.
+func (k *keeper) tell(w http.ResponseWriter, _ *http.Request) {
+	runner := k.router()
+	if runner == nil {
+		http.Error(w, errNoRouter.Error(), http.StatusServiceUnavailable)
+		return
+	}
+	s := runner.Status()
+	told := cluster.VIPStatus{
+		Address: k.config().Address, State: string(s.State), Priority: int(s.Priority), Impaired: s.Impaired,
+		Since: s.Since, Transitions: s.Transitions, Dropped: map[string]uint64{},
+	}
+	if s.Active.IsValid() {
+		told.Holder = s.Active.String()
+	}
+	for why, n := range s.Dropped {
+		told.Dropped[string(why)] = n
+	}
+	for _, c := range s.Changes {
+		change := cluster.VIPChange{At: c.At, From: string(c.From), To: string(c.To), Reason: c.Reason}
+		if c.Peer.IsValid() {
+			change.Peer = c.Peer.String()
+		}
+		told.Changes = append(told.Changes, change)
+	}
+	w.Header().Set("Content-Type", "application/json")
+	_ = json.NewEncoder(w).Encode(told) // the only error is a client that left
+}
+
+// is tells whether address, IP:PORT, is that of the virtual IP; a nil v has none.
+func (v *VIP) is(address string) bool {
+	host, _, err := net.SplitHostPort(address)
+	return v != nil && err == nil && host == v.Address
+}
+
+// router is cfg as the virtual router wants it, but for the interface.
+func (v VIP) router() (vrrp.Config, error) {
+	own, err := netip.ParseAddr(v.Own)
+	if err != nil {
+		return vrrp.Config{}, fmt.Errorf("vip.own: %w", err)
+	}
+	address, err := netip.ParseAddr(v.Address)
+	if err != nil {
+		return vrrp.Config{}, fmt.Errorf("vip.address: %w", err)
+	}
+	if v.ID < 1 || v.ID > 255 {
+		return vrrp.Config{}, fmt.Errorf("vip.id: %d is not between 1 and 255", v.ID)
+	}
+	cfg := vrrp.Config{
+		VRID: uint8(v.ID), Addresses: []netip.Addr{address}, Source: own,
+		Priority: vrrp.Spread(v.Rank, len(v.Peers)+1), Interval: time.Duration(v.Interval),
+	}
+	for i, text := range v.Peers {
+		peer, err := netip.ParseAddr(text)
+		if err != nil {
+			return vrrp.Config{}, fmt.Errorf("vip.peers[%d]: %w", i, err)
+		}
+		cfg.Peers = append(cfg.Peers, peer)
+	}
+	return cfg, nil
+}
+
+// validate says what is wrong with v, without looking at this machine.
+func (v VIP) validate() error {
+	router, err := v.router()
+	if err != nil {
+		return err
+	}
+	router.Interface = "any"
+	if err := router.Validate(); err != nil {
+		return fmt.Errorf("vip: %w", err)
+	}
+	return nil
+}
