@@ -199,7 +199,31 @@ func otherScenes() []scene {
 			}
 		}
 	}
+	// vip has each server in that state; the last is whom backups take for the holder.
+	vip := func(states [3]string, holder string, more ...func(*world)) func(*world) {
+		return func(w *world) {
+			at := ""
+			if holder != "" {
+				at = w.report(holder).Address
+			}
+			for i, node := range []string{"cp1", "cp2", "cp3"} {
+				w.node(node).VIP = &cluster.VIPStatus{State: states[i], Holder: at}
+				if states[i] == "" {
+					w.node(node).VIP.Error = "connection refused"
+				}
+			}
+			for _, change := range more {
+				change(w)
+			}
+		}
+	}
 	return []scene{
+		{name: "a virtual IP", change: vip([3]string{"backup", "active", "backup"}, "cp2"), state: cluster.StateHealthy},
+		{name: "a virtual IP that nobody holds", change: vip([3]string{"backup", "backup", "initialize"}, ""), state: cluster.StateDegraded, want: []string{"critical vip-nobody"}},
+		{name: "a virtual IP that is believed elsewhere", change: vip([3]string{"backup", "backup", "backup"}, "cp2"), state: cluster.StateDegraded, want: []string{"critical vip-nobody"}},
+		{name: "a virtual IP at two servers", change: vip([3]string{"active", "backup", "active"}, "cp1"), state: cluster.StateDegraded, want: []string{"critical vip-twice"}},
+		{name: "a virtual IP at a server without an agent", change: vip([3]string{"backup", "backup", ""}, "cp3", func(w *world) { w.lose("cp3") }), state: cluster.StateDegraded, want: []string{"warning node-unreachable cp3"}},
+		{name: "a virtual IP nobody can tell of", change: vip([3]string{"", "", ""}, ""), state: cluster.StateHealthy},
 		{name: "a lease that was given up", change: given(6 * time.Second), state: cluster.StateHealthy},
 		{name: "a lease that was given up, and nobody takes it", change: given(7 * time.Second), state: cluster.StateDegraded, want: []string{"warning no-lease-holder"}},
 		{name: "two versions", workers: 1, change: func(w *world) { w.node("w1").Version = "v2" }, state: cluster.StateHealthy, want: []string{"info version-differs"}},

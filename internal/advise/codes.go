@@ -32,6 +32,8 @@ const (
 	codeCertificateExpiring = "certificate-expiring"
 	codeCertificateExpired  = "certificate-expired"
 	codeNoLeaseHolder       = "no-lease-holder"
+	codeVIPNobody           = "vip-nobody"
+	codeVIPTwice            = "vip-twice"
 	codeVersionDiffers      = "version-differs"
 	codeRestartDue          = "restart-due"
 )

@@ -4,6 +4,7 @@ import (
 	"cmp"
 	"fmt"
 	"slices"
+	"strings"
 	"time"
 
 	"kuorum/internal/cluster"
@@ -93,4 +94,46 @@ func (v *view) leaseLog(l cluster.LeaseStatus) string {
 		node = n.Name
 	}
 	return fmt.Sprintf("kuorum logs %s %s", node, l.Name)
+}
+
+// VIPActive is the state of a server that holds the virtual IP.
+const VIPActive = "active"
+
+// virtualIP is that it is at one place. A server that cannot tell, since its
+// balancer does not run, is found as such.
+func (v *view) virtualIP() []cluster.Finding {
+	address, known := v.spec.Spec.Endpoint.Address, false
+	var holders, why []string
+	for _, r := range v.answering() {
+		s := r.Status.VIP
+		if s == nil || s.Error != "" {
+			continue
+		}
+		known = true
+		if s.State == VIPActive {
+			holders = append(holders, r.Name)
+		}
+		if s.Holder != "" && s.State != VIPActive && !v.answersAt(s.Holder) {
+			return nil // at a server whose agent does not answer, and that is found
+		}
+		why = append(why, r.Name+" is "+s.State)
+	}
+	f := cluster.Finding{Severity: cluster.SeverityCritical, Why: strings.Join(why, "; ")}
+	switch {
+	case !known || len(holders) == 1:
+		return nil
+	case len(holders) == 0:
+		f.Code, f.What = codeVIPNobody, "nobody holds the virtual IP "+address
+		f.Do = "kuorum logs " + v.spec.Servers()[0].Name + " endpoint"
+	default:
+		f.Code, f.What = codeVIPTwice, fmt.Sprintf("the virtual IP %s is at %s at the same time", address, strings.Join(holders, " and "))
+		f.Why = "they do not hear each other's advertisements (VRRP, IP protocol 112)"
+		f.Do = "Find what is between " + strings.Join(holders, " and ") + ": a firewall, a cut network."
+	}
+	return []cluster.Finding{f}
+}
+
+// answersAt tells whether the agent of the node at that address answers.
+func (v *view) answersAt(address string) bool {
+	return slices.ContainsFunc(v.answering(), func(r cluster.NodeReport) bool { return r.Address == address })
 }

@@ -110,7 +110,7 @@ func (v *view) findings() []cluster.Finding {
 	all := []cluster.Finding{}
 	for _, look := range []func() []cluster.Finding{
 		v.quorum, v.reserve, v.memberFaults, v.notMembers, v.space, v.alarms,
-		v.unreachable, v.lost, v.components, v.leaseHolders, v.clocks, v.versions, v.stale, v.foreign, v.endpoints,
+		v.unreachable, v.lost, v.components, v.leaseHolders, v.virtualIP, v.clocks, v.versions, v.stale, v.foreign, v.endpoints,
 	} {
 		all = append(all, look()...)
 	}

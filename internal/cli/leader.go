@@ -10,6 +10,7 @@ import (
 
 	"github.com/spf13/cobra"
 
+	"kuorum/internal/advise"
 	"kuorum/internal/cluster"
 	"kuorum/internal/lease"
 )
@@ -17,8 +18,7 @@ import (
 // What is led: the words of the command line.
 const (
 	leadEtcd   = "etcd"
-	kubePrefix = "kube-"  // of the programs that the other words mean
-	vipActive  = "active" // the state of the server that holds the virtual IP
+	kubePrefix = "kube-" // of the programs that the other words mean
 )
 
 // lead is who leads one thing, as kuorum leader prints it.
@@ -120,7 +120,7 @@ func vipLead(s cluster.Status) (lead, bool) {
 		there = true
 		l.Term = max(l.Term, uint64(max(0, v.Transitions))) //nolint:gosec // not negative
 		switch {
-		case v.State == vipActive && v.Since.After(l.Since):
+		case v.State == advise.VIPActive && v.Since.After(l.Since):
 			l.Leader, l.Since = n.Name, v.Since
 		case l.Leader == "" && v.Holder != "":
 			l.Leader = byAddress[v.Holder]

@@ -310,6 +310,9 @@ func leadersText(s cluster.Status) string {
 		}
 		parts = append(parts, l.Name+" "+holder)
 	}
+	if l, there := vipLead(s); there {
+		parts = append(parts, "virtual IP "+leaderText(l))
+	}
 	return strings.Join(parts, ", ")
 }
 
