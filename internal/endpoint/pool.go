@@ -389,7 +389,7 @@ func (p *pool) better(m *member) time.Time {
 
 // busyFor is how long an API server that has just become healthy may be slow: all
 // that had waited for it comes at once.
-const busyFor = 10 * time.Second
+const busyFor = 3 * time.Second
 
 // dispensable tells whether m's clients have somewhere else to go.
 func (p *pool) dispensable(m *member) bool {
