@@ -34,8 +34,11 @@ func buildNeeds() []need {
 func runtimeNeeds() []need { return []need{program("nft", "nftables")} }
 
 // testNeeds is for the tests alone: keepalived is who our virtual router must
-// get on with. Debian starts no service of it, as it comes without configuration.
-func testNeeds() []need { return []need{program("keepalived", "keepalived")} }
+// get on with (Debian starts no service of it, as it comes without configuration),
+// and of the static busybox they make an image with a shell.
+func testNeeds() []need {
+	return []need{program("keepalived", "keepalived"), program("busybox", "busybox-static")}
+}
 
 func program(name string, packages ...string) need {
 	return need{"the program " + name, packages, func(context.Context) bool {
