@@ -64,7 +64,7 @@ func (s system) round(ctx context.Context, faults []fault, n int, every time.Dur
 	if err != nil {
 		return err
 	}
-	defer os.RemoveAll(dir)
+	defer func() { _ = os.RemoveAll(dir) }()
 	file := filepath.Join(dir, "cluster.yaml")
 	text := fmt.Sprintf("apiVersion: kuorum.dev/v1alpha1\nkind: Cluster\nmetadata: {name: %s}\nspec:\n  servers: 3\n%s", s.lab(), s.spec)
 	if err := os.WriteFile(file, []byte(text), 0o600); err != nil {

@@ -40,7 +40,7 @@ func TestSettled(t *testing.T) {
 				defer cancel()
 				voters, err := Settled(ctx, func(context.Context) ([]cluster.Voter, error) {
 					well := time.Since(start) >= tt.back
-					time.Sleep(tt.takes)
+					<-time.After(tt.takes)
 					return []cluster.Voter{{Name: "a", Healthy: true}, {Name: "b", Healthy: well}, {Name: "c"}}, tt.fails
 				})
 				if !errors.Is(err, tt.err) || tt.err == nil && err != nil {

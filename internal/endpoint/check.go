@@ -120,7 +120,10 @@ func (p *probe) ping(ctx context.Context) error {
 	late, err := await(answer, limit)
 	switch {
 	case late:
-		go func() { <-answer; closeAll(raw) }()
+		go func() {
+			_ = <-answer // it may come still, and is learnt from
+			closeAll(raw)
+		}()
 		p.raw, p.conn = nil, nil
 	case err == nil:
 		return nil

@@ -74,8 +74,11 @@ func TestKeeperFollowsTheBalancer(t *testing.T) {
 			at   time.Duration
 			want bool
 		}{
-			{900 * time.Millisecond, true}, {1100 * time.Millisecond, false}, {2300 * time.Millisecond, false},
-			{3400 * time.Millisecond, false}, {3600 * time.Millisecond, true},
+			{900 * time.Millisecond, true},
+			{1100 * time.Millisecond, false},
+			{2300 * time.Millisecond, false},
+			{3400 * time.Millisecond, false},
+			{3600 * time.Millisecond, true},
 		} {
 			<-time.After(step.at - time.Since(start))
 			synctest.Wait()

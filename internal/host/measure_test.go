@@ -7,6 +7,7 @@ import (
 	"net/netip"
 	"os"
 	"path/filepath"
+	"runtime"
 	"slices"
 	"strings"
 	"syscall"
@@ -197,17 +198,17 @@ func TestLastExchange(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	defer ln.Close()
+	defer func() { _ = ln.Close() }()
 	near, err := net.Dial("tcp", ln.Addr().String())
 	if err != nil {
 		t.Fatal(err)
 	}
-	defer near.Close()
+	defer func() { _ = near.Close() }()
 	far, err := ln.Accept()
 	if err != nil {
 		t.Fatal(err)
 	}
-	defer far.Close()
+	defer func() { _ = far.Close() }()
 	speak := func(from, to net.Conn) {
 		if _, err := from.Write([]byte("x")); err != nil {
 			t.Fatal(err)
@@ -224,19 +225,21 @@ func TestLastExchange(t *testing.T) {
 		return last
 	}
 	speak(far, near)
-	for look().Received < 20*time.Millisecond { //nolint:revive // the kernel's clock is what is waited for
+	for look().Received < 20*time.Millisecond {
+		runtime.Gosched() // the kernel's clock is what is waited for
 	}
 	speak(near, far)
 	if last := look(); last.Sent >= last.Received {
 		t.Errorf("spoke last, and the kernel says %+v", last)
 	}
-	for look().Sent < 20*time.Millisecond { //nolint:revive // as above
+	for look().Sent < 20*time.Millisecond {
+		runtime.Gosched()
 	}
 	speak(far, near)
 	if last := look(); last.Received >= last.Sent {
 		t.Errorf("was answered, and the kernel says %+v", last)
 	}
-	near.Close()
+	_ = near.Close()
 	if _, err := LastExchange(near.(syscall.Conn)); err == nil {
 		t.Error("a closed connection is told about")
 	}

@@ -184,7 +184,9 @@ func TestToolsThroughTheVirtualIP(t *testing.T) {
 		t.Fatal(err)
 	}
 	l.kubectl(t, "apply", "-f", manifest)
-	t.Cleanup(func() { l.kubectl(t, "delete", "pod", "tools", "--grace-period=0", "--force", "--wait=true", "--timeout=60s") })
+	t.Cleanup(func() {
+		l.kubectl(t, "delete", "pod", "tools", "--grace-period=0", "--force", "--wait=true", "--timeout=60s")
+	})
 	l.kubectl(t, "wait", "--for=condition=Ready", "pod/tools", "--timeout=60s")
 	client := others(l.holder(t, "cp1", "cp2", "cp3"))[0]
 	through := func(args ...string) []string {
