@@ -121,14 +121,7 @@ func neighbourFrame(mac net.HardwareAddr, address netip.Addr) []byte {
 	nodes := netip.MustParseAddr("ff02::1").AsSlice()
 	ends := slices.Concat(address.AsSlice(), nodes)
 	length := []byte{0, byte(len(message))}
-	var sum uint32
-	for pair := range slices.Chunk(slices.Concat(ends, length, []byte{0, unix.IPPROTO_ICMPV6}, message), 2) {
-		sum += uint32(binary.BigEndian.Uint16(pair))
-	}
-	for sum > 0xffff {
-		sum = sum>>16 + sum&0xffff
-	}
-	binary.BigEndian.PutUint16(message[2:], ^uint16(sum)) //nolint:gosec // folded above
+	binary.BigEndian.PutUint16(message[2:], internetSum(ends, length, []byte{0, unix.IPPROTO_ICMPV6}, message))
 	return slices.Concat([]byte{0x33, 0x33, 0, 0, 0, 1}, mac, []byte{0x86, 0xdd, 0x60, 0, 0, 0},
 		length, []byte{unix.IPPROTO_ICMPV6, 255}, ends, message)
 }
@@ -150,4 +143,76 @@ func ListenOn(ctx context.Context, network, address, link string) (net.PacketCon
 		return nil, fmt.Errorf("cannot listen on %s: %w", link, err)
 	}
 	return conn, nil
+}
+
+// Tickler sends bare TCP segments in the name of connections whose socket was on
+// another machine. It may be used by one goroutine at a time; Close it.
+type Tickler struct{ fd int }
+
+// OpenTickler needs the rights of root.
+func OpenTickler() (*Tickler, error) {
+	// Packets wait for the neighbour's hardware address in this room.
+	const room = 16 << 20
+	fd, err := unix.Socket(unix.AF_INET, unix.SOCK_RAW|unix.SOCK_CLOEXEC|unix.SOCK_NONBLOCK, unix.IPPROTO_RAW)
+	if err != nil {
+		return nil, fmt.Errorf("cannot open a raw socket: %w", err)
+	}
+	if err := unix.SetsockoptInt(fd, unix.SOL_SOCKET, unix.SO_SNDBUFFORCE, room); err != nil {
+		return nil, errors.Join(fmt.Errorf("cannot give a raw socket room: %w", err), unix.Close(fd))
+	}
+	return &Tickler{fd}, nil
+}
+
+// Tickle makes the machine of to show where its connection with from has got to:
+// an acknowledgement of nothing, which is out of every window but by chance, must
+// be answered with one that has the right numbers (RFC 9293 section 3.10.7.4).
+// Where from has no such connection, its machine answers that with a reset, which
+// to accepts. A connection that is in order is not harmed. Both are of IPv4. It
+// does not block: an error may be that there is no room at the moment.
+func (t *Tickler) Tickle(from, to netip.AddrPort) error {
+	packet, err := tickle(from, to)
+	if err == nil {
+		err = unix.Sendto(t.fd, packet, 0, &unix.SockaddrInet4{Addr: to.Addr().Unmap().As4()})
+	}
+	if err != nil {
+		return fmt.Errorf("cannot tickle %s: %w", to, err)
+	}
+	return nil
+}
+
+// Close is called once.
+func (t *Tickler) Close() error { return unix.Close(t.fd) }
+
+// tickle is the segment with its header of IPv4 (RFC 791), of which the kernel
+// fills in identification, length and checksum.
+func tickle(from, to netip.AddrPort) ([]byte, error) {
+	const headerWords, acknowledge, window, hops = 5, 0x10, 1024, 64
+	from, to = netip.AddrPortFrom(from.Addr().Unmap(), from.Port()), netip.AddrPortFrom(to.Addr().Unmap(), to.Port())
+	if !from.Addr().Is4() || !to.Addr().Is4() {
+		return nil, fmt.Errorf("%s or %s is not of IPv4", from, to)
+	}
+	segment := make([]byte, 4*headerWords) // sequence and acknowledgement are 0
+	binary.BigEndian.PutUint16(segment, from.Port())
+	binary.BigEndian.PutUint16(segment[2:], to.Port())
+	segment[12], segment[13] = headerWords<<4, acknowledge
+	binary.BigEndian.PutUint16(segment[14:], window)
+	ends := slices.Concat(from.Addr().AsSlice(), to.Addr().AsSlice())
+	pseudo := slices.Concat(ends, []byte{0, unix.IPPROTO_TCP, 0, byte(len(segment))})
+	binary.BigEndian.PutUint16(segment[16:], internetSum(pseudo, segment))
+	header := []byte{4<<4 | headerWords, 0, 0, 0, 0, 0, 0x40, 0, hops, unix.IPPROTO_TCP, 0, 0} // not to be cut in pieces
+	return slices.Concat(header, ends, segment), nil
+}
+
+// internetSum is the checksum of RFC 1071, of parts with an even length each.
+func internetSum(parts ...[]byte) uint16 {
+	var sum uint32
+	for _, part := range parts {
+		for pair := range slices.Chunk(part, 2) {
+			sum += uint32(binary.BigEndian.Uint16(pair))
+		}
+	}
+	for sum > 0xffff {
+		sum = sum>>16 + sum&0xffff
+	}
+	return ^uint16(sum) //nolint:gosec // folded above
 }

@@ -102,3 +102,18 @@ func find(link string, address netip.Addr) (*netlink.Addr, error) {
 	}
 	return nil, nil
 }
+
+// TestTickle compares a segment with one that was put together by hand from
+// RFC 791 and RFC 9293.
+func TestTickle(t *testing.T) {
+	from, to := netip.MustParseAddrPort("10.78.0.100:6443"), netip.MustParseAddrPort("192.0.2.7:51234")
+	want := "4500000000004000400600000a4e0064c0000207192bc822000000000000000050100400fdcd0000"
+	for _, source := range []netip.AddrPort{from, netip.AddrPortFrom(netip.AddrFrom16(from.Addr().As16()), from.Port())} {
+		if got, err := tickle(source, to); err != nil || hex.EncodeToString(got) != want {
+			t.Errorf("got  %x, %v\nwant %s", got, err, want)
+		}
+	}
+	if _, err := tickle(from, netip.MustParseAddrPort("[fd77::1]:51234")); err == nil {
+		t.Error("a client of IPv6 is tickled")
+	}
+}
