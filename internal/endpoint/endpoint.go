@@ -148,6 +148,9 @@ func (b *Balancer) listen(ctx context.Context) (fronts []net.Listener, status ne
 		if err != nil {
 			return fronts, nil, err
 		}
+		if b.keeper != nil && b.cfg.VIP.is(address) {
+			ln = b.keeper.watch(ln)
+		}
 		fronts = append(fronts, ln)
 	}
 	if b.cfg.Status != "" {

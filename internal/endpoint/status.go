@@ -56,11 +56,14 @@ func (p *pool) handler() *http.ServeMux {
 		_, _ = w.Write([]byte("ok\n"))
 	})
 	mux.HandleFunc("GET /status", func(w http.ResponseWriter, _ *http.Request) {
-		w.Header().Set("Content-Type", "application/json")
-		// The only error is a client that left.
-		_ = json.NewEncoder(w).Encode(p.status())
+		writeJSON(w, p.status())
 	})
 	return mux
+}
+
+func writeJSON(w http.ResponseWriter, value any) {
+	w.Header().Set("Content-Type", "application/json")
+	_ = json.NewEncoder(w).Encode(value) // the only error is a client that left
 }
 
 // serveStatus owns ln and returns nil when ctx is done.
@@ -79,4 +82,32 @@ func (b *Balancer) serveStatus(ctx context.Context, ln net.Listener) error {
 		return fmt.Errorf("cannot serve the balancer's status: %w", err)
 	}
 	return nil
+}
+
+// tell answers with the virtual IP's status.
+func (k *keeper) tell(w http.ResponseWriter, _ *http.Request) {
+	runner := k.router()
+	if runner == nil {
+		http.Error(w, errNoRouter.Error(), http.StatusServiceUnavailable)
+		return
+	}
+	s := runner.Status()
+	told := cluster.VIPStatus{
+		Address: k.config().Address, State: string(s.State), Priority: int(s.Priority), Impaired: s.Impaired,
+		Since: s.Since, Transitions: s.Transitions, Dropped: map[string]uint64{},
+	}
+	if s.Active.IsValid() {
+		told.Holder = s.Active.String()
+	}
+	for why, n := range s.Dropped {
+		told.Dropped[string(why)] = n
+	}
+	for _, c := range s.Changes {
+		change := cluster.VIPChange{At: c.At, From: string(c.From), To: string(c.To), Reason: c.Reason}
+		if c.Peer.IsValid() {
+			change.Peer = c.Peer.String()
+		}
+		told.Changes = append(told.Changes, change)
+	}
+	writeJSON(w, told)
 }

@@ -11,11 +11,14 @@ import (
 	"net/http"
 	"net/netip"
 	"os"
+	"slices"
+	"strconv"
 	"sync"
 	"time"
 
 	"kuorum/internal/cluster"
 	"kuorum/internal/host"
+	"kuorum/internal/tickle"
 	"kuorum/internal/vrrp"
 )
 
@@ -33,17 +36,31 @@ type VIP struct {
 	ID       int              `json:"id"`
 	Interval cluster.Duration `json:"interval"`
 	// Control is the path of a unix socket, for root only, that takes orders to
-	// move the address (MovePath).
+	// move the address (MovePath), and tells of its clients (ClientsPath).
 	Control string `json:"control"`
 }
 
 // VIPPath of the status server answers GET with a cluster.VIPStatus. MovePath of
 // the control socket takes POST with the query to=ADDRESS of a peer: 200 when
 // that one holds the virtual IP, else the reason as text.
+//
+// ClientsPath of the control socket answers GET with a tickle.List of the virtual
+// IP's clients here, as tickle.Clients.Wait does; the query since=VERSION is what
+// is known already. POST takes the VIPClients of another machine.
 const (
-	VIPPath  = "/vip"
-	MovePath = "/vip/move"
+	VIPPath     = "/vip"
+	MovePath    = "/vip/move"
+	ClientsPath = "/vip/clients"
 )
+
+// VIPClients are the clients of the virtual IP that another machine had.
+type VIPClients struct {
+	From    netip.Addr       `json:"from"` // a peer
+	Clients []netip.AddrPort `json:"clients"`
+}
+
+// maxList bounds what is read of a list in JSON.
+const maxList = 4 << 20
 
 // darkness is how long no API server must be reachable from here before the
 // address should be elsewhere: another balancer would have to move all clients.
@@ -51,7 +68,12 @@ const darkness = 500 * time.Millisecond
 
 // keeper runs the virtual router of this machine.
 type keeper struct {
-	log *slog.Logger
+	log     *slog.Logger
+	front   netip.AddrPort  // where the balancer listens at the virtual IP; or not valid
+	clients *tickle.Clients // whom it serves there
+	others  tickle.Others   // whom the peers serve there
+	turned  chan struct{}   // one waits there when the address has come or gone
+	open    func() (tickler, error)
 
 	mu       sync.Mutex
 	cfg      VIP
@@ -59,9 +81,20 @@ type keeper struct {
 	runner   *vrrp.Runner // nil until there is one
 }
 
+// tickler is a host.Tickler, but for tests.
+type tickler interface {
+	Tickle(from, to netip.AddrPort) error
+	Close() error
+}
+
 // newKeeper takes a valid configuration. Until its balancer has found an API
 // server it leaves the address to others.
-func newKeeper(cfg VIP, log *slog.Logger) *keeper { return &keeper{cfg: cfg, log: log, impaired: true} }
+func newKeeper(cfg VIP, log *slog.Logger) *keeper {
+	return &keeper{
+		cfg: cfg, log: log, impaired: true, clients: tickle.NewClients(), turned: make(chan struct{}, 1),
+		open: func() (tickler, error) { return host.OpenTickler() },
+	}
+}
 
 // run takes part in keeping the address until ctx is done. Without a virtual IP
 // a balancer is worth a lot still, so what fails here is logged, and tried again.
@@ -70,6 +103,7 @@ func (k *keeper) run(ctx context.Context, lit func() bool) {
 	defer all.Wait()
 	all.Go(func() { k.follow(ctx, lit) })
 	all.Go(func() { k.obey(ctx) })
+	all.Go(func() { k.react(ctx) })
 	for ctx.Err() == nil {
 		if err := k.takePart(ctx); err != nil {
 			k.log.ErrorContext(ctx, "cannot take part in keeping the virtual IP, will try again", "error", err)
@@ -117,13 +151,79 @@ func (k *keeper) router() *vrrp.Runner {
 	return k.runner
 }
 
-// note logs every change of who holds the address, with its reason.
+// note logs every change of who holds the address, with its reason. It must not block.
 func (k *keeper) note(c vrrp.Change) {
+	if c.From != c.To {
+		select {
+		case k.turned <- struct{}{}:
+		default:
+		}
+	}
 	args := []any{"state", c.To, "was", c.From, "reason", c.Reason}
 	if c.Peer.IsValid() {
 		args = append(args, "peer", c.Peer)
 	}
 	k.log.Info("virtual IP", args...)
+}
+
+// watch is called before run, with what listens at the virtual IP.
+func (k *keeper) watch(ln net.Listener) net.Listener {
+	if tcp, ok := ln.Addr().(*net.TCPAddr); ok {
+		k.front = tcp.AddrPort()
+	}
+	return guests{ln, k.clients}
+}
+
+// react does for the clients what their kernels cannot know: it resets those that
+// another machine had when the address has come, and closes its own when it has
+// gone, since their packets go elsewhere now.
+func (k *keeper) react(ctx context.Context) {
+	var sending sync.WaitGroup
+	stop := func() {}
+	defer func() {
+		stop()
+		sending.Wait()
+	}()
+	for {
+		select {
+		case <-ctx.Done():
+			return
+		case <-k.turned:
+		}
+		stop()
+		sending.Wait()
+		// The router tells its status when all has been done that a change asks for:
+		// the address is here by then, or gone.
+		runner := k.router()
+		if runner != nil && runner.Status().State == vrrp.Active {
+			sendCtx, cancel := context.WithCancel(ctx)
+			stop = cancel
+			sending.Go(func() { k.tickle(sendCtx) })
+			continue
+		}
+		if n := k.clients.Close(); n > 0 {
+			k.log.InfoContext(ctx, "the virtual IP is elsewhere, closed the connections with it", "connections", n)
+		}
+	}
+}
+
+// tickle resets the clients that the peers had.
+func (k *keeper) tickle(ctx context.Context) {
+	if !k.front.IsValid() {
+		return
+	}
+	out, err := k.open()
+	if err != nil {
+		k.log.ErrorContext(ctx, "clients of the virtual IP that only listen will not notice that it is here", "error", err)
+		return
+	}
+	r := tickle.Send(ctx, &k.others, func(client netip.AddrPort) error { return out.Tickle(k.front, client) })
+	if err := errors.Join(r.Last, out.Close()); err != nil {
+		k.log.WarnContext(ctx, "not all clients of the virtual IP could be told that it is here", "failures", r.Failed, "last_error", err)
+	}
+	if r.Clients > 0 {
+		k.log.InfoContext(ctx, "told clients of the former holder that the virtual IP is here", "clients", r.Clients)
+	}
 }
 
 // follow tells the router how the balancer is. Light counts at once, darkness
@@ -168,6 +268,7 @@ func (k *keeper) replace(cfg VIP) error {
 		}
 	}
 	k.cfg.Peers, k.cfg.Rank = cfg.Peers, cfg.Rank
+	k.others.Keep(router.Peers)
 	return nil
 }
 
@@ -217,40 +318,27 @@ func (k *keeper) orders() http.Handler {
 			http.Error(w, err.Error(), http.StatusConflict)
 		}
 	})
+	mux.HandleFunc("GET "+ClientsPath, func(w http.ResponseWriter, r *http.Request) {
+		since, _ := strconv.ParseUint(r.URL.Query().Get("since"), 10, 64) // no number: nothing is known
+		writeJSON(w, k.clients.Wait(r.Context(), since))
+	})
+	mux.HandleFunc("POST "+ClientsPath, func(w http.ResponseWriter, r *http.Request) {
+		var told VIPClients
+		if err := json.NewDecoder(http.MaxBytesReader(w, r.Body, maxList)).Decode(&told); err != nil {
+			http.Error(w, err.Error(), http.StatusBadRequest)
+			return
+		}
+		if !slices.Contains(k.config().Peers, told.From.String()) {
+			http.Error(w, told.From.String()+" is no peer of this machine", http.StatusConflict)
+			return
+		}
+		k.others.Remember(told.From, told.Clients)
+	})
 	return mux
 }
 
 // errNoRouter is before the virtual router has started for the first time.
 var errNoRouter = errors.New("this machine does not take part in keeping the virtual IP yet")
-
-// tell answers with the status.
-func (k *keeper) tell(w http.ResponseWriter, _ *http.Request) {
-	runner := k.router()
-	if runner == nil {
-		http.Error(w, errNoRouter.Error(), http.StatusServiceUnavailable)
-		return
-	}
-	s := runner.Status()
-	told := cluster.VIPStatus{
-		Address: k.config().Address, State: string(s.State), Priority: int(s.Priority), Impaired: s.Impaired,
-		Since: s.Since, Transitions: s.Transitions, Dropped: map[string]uint64{},
-	}
-	if s.Active.IsValid() {
-		told.Holder = s.Active.String()
-	}
-	for why, n := range s.Dropped {
-		told.Dropped[string(why)] = n
-	}
-	for _, c := range s.Changes {
-		change := cluster.VIPChange{At: c.At, From: string(c.From), To: string(c.To), Reason: c.Reason}
-		if c.Peer.IsValid() {
-			change.Peer = c.Peer.String()
-		}
-		told.Changes = append(told.Changes, change)
-	}
-	w.Header().Set("Content-Type", "application/json")
-	_ = json.NewEncoder(w).Encode(told) // the only error is a client that left
-}
 
 // is tells whether address, IP:PORT, is that of the virtual IP; a nil v has none.
 func (v *VIP) is(address string) bool {

@@ -2,15 +2,27 @@ package endpoint
 
 import (
 	"context"
+	"encoding/json"
+	"errors"
+	"fmt"
+	"io"
 	"log/slog"
+	"net"
 	"net/http"
 	"net/http/httptest"
+	"net/netip"
+	"os"
+	"path/filepath"
 	"strings"
+	"sync"
+	"syscall"
 	"testing"
 	"testing/synctest"
 	"time"
 
 	"kuorum/internal/cluster"
+	"kuorum/internal/tickle"
+	"kuorum/internal/vrrp"
 )
 
 func testVIP() VIP {
@@ -115,5 +127,267 @@ func TestKeeperWithoutRouter(t *testing.T) {
 	changed.Peers, changed.Rank = changed.Peers[:1], 0
 	if err := k.replace(changed); err != nil || len(k.config().Peers) != 1 {
 		t.Errorf("replacing the peers: %v, %v", err, k.config())
+	}
+}
+
+// lonely is the wire of a router whose test says what it hears.
+type lonely struct {
+	heard  chan vrrp.Packet
+	closed chan struct{}
+}
+
+func (*lonely) Send([]byte, netip.Addr) error { return nil }
+
+func (l *lonely) Receive() (vrrp.Packet, error) {
+	select {
+	case p := <-l.heard:
+		return p, nil
+	case <-l.closed:
+		return vrrp.Packet{}, net.ErrClosed
+	}
+}
+
+func (l *lonely) Close() error {
+	close(l.closed)
+	return nil
+}
+
+// pocket holds an address that is no machine's.
+type pocket struct {
+	mu   sync.Mutex
+	here bool
+}
+
+func (p *pocket) Take() error     { return p.set(true) }
+func (p *pocket) GiveUp() error   { return p.set(false) }
+func (p *pocket) Announce() error { return nil }
+
+func (p *pocket) set(here bool) error {
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	p.here = here
+	return nil
+}
+
+func (p *pocket) holds() bool {
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	return p.here
+}
+
+// notes is a tickler that keeps account.
+type notes struct {
+	holder *pocket
+	mu     sync.Mutex
+	sent   map[netip.AddrPort]int
+	from   netip.AddrPort
+	early  bool // something was sent while the address was not here
+}
+
+func (n *notes) Tickle(from, to netip.AddrPort) error {
+	n.mu.Lock()
+	defer n.mu.Unlock()
+	n.sent[to]++
+	n.from, n.early = from, n.early || !n.holder.holds()
+	return nil
+}
+
+func (*notes) Close() error { return nil }
+
+// stub closes like a connection, and notes whether the address was here still.
+type stub struct {
+	holder *pocket
+	closed chan bool
+}
+
+func (s stub) Close() error {
+	s.closed <- s.holder.holds()
+	return nil
+}
+
+// TestClientsWhenTheAddressTurns: when the address comes the clients of the peers
+// are tickled, and not our own; when it has gone our own are closed.
+func TestClientsWhenTheAddressTurns(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		k := newKeeper(testVIP(), slog.New(slog.DiscardHandler))
+		k.front = netip.MustParseAddrPort("198.18.0.254:6443")
+		router, err := k.config().router()
+		if err != nil {
+			t.Fatal(err)
+		}
+		router.Interface = "eth0"
+		wire, holder := &lonely{make(chan vrrp.Packet, 1), make(chan struct{})}, &pocket{}
+		if k.runner, err = vrrp.New(router, wire, holder, k.note); err != nil {
+			t.Fatal(err)
+		}
+		out := &notes{holder: holder, sent: map[netip.AddrPort]int{}}
+		k.open = func() (tickler, error) { return out, nil }
+		own := stub{holder, make(chan bool, 1)}
+		theirs, mine := netip.MustParseAddrPort("192.0.2.1:40000"), netip.MustParseAddrPort("192.0.2.2:40000")
+		k.clients.Add(mine, own)
+		k.others.Remember(router.Peers[0], []netip.AddrPort{theirs})
+
+		ctx, cancel := context.WithCancel(t.Context())
+		var all sync.WaitGroup
+		all.Go(func() { k.react(ctx) })
+		all.Go(func() {
+			if err := k.runner.Run(ctx); err != nil {
+				t.Error(err)
+			}
+		})
+		if here := <-own.closed; here { // it is a backup at first
+			t.Error("a backup has the address")
+		}
+		<-time.After(3 * time.Second)
+		synctest.Wait()
+		out.mu.Lock()
+		defer out.mu.Unlock()
+		if !holder.holds() || out.early || out.from != k.front || len(out.sent) != 1 || out.sent[theirs] != 4 {
+			t.Errorf("after the address has come: from %s to %v, early %v", out.from, out.sent, out.early)
+		}
+		if len(own.closed) != 0 {
+			t.Error("the holder closes its own connections")
+		}
+
+		higher := vrrp.Advertisement{VRID: router.VRID, Priority: 255, Interval: router.Interval, Addresses: router.Addresses}
+		data, err := higher.Marshal(router.Peers[0], router.Source)
+		if err != nil {
+			t.Fatal(err)
+		}
+		wire.heard <- vrrp.Packet{From: router.Peers[0], To: router.Source, TTL: 255, Data: data}
+		if here := <-own.closed; here {
+			t.Error("our own connections are closed while the address is here still")
+		}
+		cancel()
+		all.Wait()
+	})
+}
+
+// TestControlSocket: the list of clients, as news and as told by others, over a real
+// socket.
+func TestControlSocket(t *testing.T) {
+	cfg := testVIP()
+	cfg.Control = filepath.Join(t.TempDir(), "x.sock")
+	k := newKeeper(cfg, slog.New(slog.DiscardHandler))
+	ctx, cancel := context.WithCancel(t.Context())
+	var all sync.WaitGroup
+	all.Go(func() { k.obey(ctx) })
+	defer all.Wait()
+	defer cancel()
+	eventually(t, "the socket is there", func() bool {
+		info, err := os.Stat(cfg.Control)
+		return err == nil && info.Mode().Perm() == 0o600
+	})
+	dial := func(ctx context.Context, _, _ string) (net.Conn, error) {
+		return (&net.Dialer{}).DialContext(ctx, "unix", cfg.Control)
+	}
+	client := &http.Client{Transport: &http.Transport{DialContext: dial, DisableKeepAlives: true}}
+	list := func(since uint64) (l tickle.List) {
+		t.Helper()
+		resp, err := client.Get(fmt.Sprintf("http://endpoint%s?since=%d", ClientsPath, since))
+		if err != nil {
+			t.Fatal(err)
+		}
+		defer closeAnswer(resp)
+		if err := json.NewDecoder(resp.Body).Decode(&l); err != nil {
+			t.Fatal(err)
+		}
+		return l
+	}
+	post := func(body string) int {
+		t.Helper()
+		resp, err := client.Post("http://endpoint"+ClientsPath, "application/json", strings.NewReader(body))
+		if err != nil {
+			t.Fatal(err)
+		}
+		defer closeAnswer(resp)
+		return resp.StatusCode
+	}
+
+	nobody := list(0)
+	news := make(chan tickle.List)
+	go func() { news <- list(nobody.Version) }()
+	guest := netip.MustParseAddrPort("192.0.2.1:40000")
+	k.clients.Add(guest, stub{})
+	if l := <-news; len(nobody.Clients) != 0 || len(l.Clients) != 1 || l.Clients[0] != guest || l.Version == nobody.Version {
+		t.Errorf("got %v and then %v", nobody, l)
+	}
+
+	for body, want := range map[string]int{
+		`{"from":"198.18.0.12","clients":["192.0.2.1:1","192.0.2.2:2"]}`: http.StatusOK,
+		`{"from":"198.18.0.99","clients":["192.0.2.9:9"]}`:               http.StatusConflict,
+		`{"from":"","clients":["192.0.2.9:9"]}`:                          http.StatusConflict,
+		`{"from":"198.18.0.13","clients":["192.0.2.9"]}`:                 http.StatusBadRequest,
+	} {
+		if got := post(body); got != want {
+			t.Errorf("%s is answered %d", body, got)
+		}
+	}
+	if got := k.others.Take(); len(got) != 2 {
+		t.Errorf("it knows %v of others", got)
+	}
+	post(`{"from":"198.18.0.13","clients":["192.0.2.9:9"]}`)
+	cfg.Peers, cfg.Rank = cfg.Peers[:1], 0
+	if err := k.replace(cfg); err != nil {
+		t.Fatal(err)
+	}
+	if got := k.others.Take(); len(got) != 0 {
+		t.Errorf("of one that is no peer any more it knows %v", got)
+	}
+}
+
+func closeAnswer(resp *http.Response) { _ = resp.Body.Close() }
+
+// TestGuests: who is connected at the virtual IP is known as long as that is so, and
+// is reset when it is closed, with its connection to the backend.
+func TestGuests(t *testing.T) {
+	address := serveTCP(t, func(conn *net.TCPConn) { _, _ = io.Copy(conn, conn) })
+	k := newKeeper(testVIP(), slog.New(slog.DiscardHandler))
+	front := localListener(t)
+	ctx, cancel := context.WithCancel(t.Context())
+	var ended sync.WaitGroup
+	dial := func(ctx context.Context) (net.Conn, error) {
+		conn, err := (&net.Dialer{}).DialContext(ctx, "tcp", address)
+		if err != nil {
+			return nil, err
+		}
+		ended.Add(1)
+		return &link{Conn: conn, release: ended.Done}, nil
+	}
+	done, watched := make(chan error, 1), k.watch(front)
+	go func() { done <- Forward(ctx, watched, dial, slog.New(slog.DiscardHandler)) }()
+	echo := func(conn net.Conn) {
+		t.Helper()
+		if _, err := conn.Write([]byte("x")); err != nil {
+			t.Fatal(err)
+		}
+		if _, err := io.ReadFull(conn, make([]byte, 1)); err != nil {
+			t.Fatal(err)
+		}
+	}
+	known := func() int { return len(k.clients.Wait(t.Context(), 0).Clients) }
+
+	first, second := dialTCP(t, front.Addr().String()), dialTCP(t, front.Addr().String())
+	echo(first)
+	echo(second)
+	if k.front.String() != front.Addr().String() || known() != 2 {
+		t.Errorf("%d are known at %s", known(), k.front)
+	}
+	_ = first.Close()
+	eventually(t, "one has left", func() bool { return known() == 1 })
+	if l := k.clients.Wait(t.Context(), 0); l.Clients[0].String() != second.LocalAddr().String() {
+		t.Errorf("%v is there, want %s", l.Clients, second.LocalAddr())
+	}
+	if n := k.clients.Close(); n != 1 {
+		t.Errorf("closed %d", n)
+	}
+	if _, err := second.Read(make([]byte, 1)); !errors.Is(err, syscall.ECONNRESET) {
+		t.Errorf("the client reads %v", err)
+	}
+	ended.Wait()
+	eventually(t, "nobody is left", func() bool { return known() == 0 })
+	cancel()
+	if err := <-done; err != nil {
+		t.Error(err)
 	}
 }

@@ -37,6 +37,7 @@ func (a *Agent) serveAPI(ctx context.Context) error {
 	mux.Handle("/", membersOnly(a.counted(a.membersAPI())))
 	if a.server != nil {
 		a.server.joinAPI(mux)
+		mux.Handle("GET "+clientsPath, membersOnly(a.tellClients(ctx, balancerControl)))
 	}
 	server := &http.Server{Handler: mux, TLSConfig: tlsConfig, ReadHeaderTimeout: 5 * time.Second, IdleTimeout: time.Minute}
 	var addresses []string

@@ -1,12 +1,14 @@
 package node
 
 import (
+	"bytes"
 	"context"
 	"encoding/json"
 	"fmt"
 	"io"
 	"net"
 	"net/http"
+	"net/netip"
 	"strconv"
 	"strings"
 	"sync"
@@ -18,6 +20,7 @@ import (
 	"kuorum/internal/kubeapi"
 	"kuorum/internal/lease"
 	"kuorum/internal/supervise"
+	"kuorum/internal/tickle"
 	"kuorum/internal/vrrp"
 )
 
@@ -186,15 +189,7 @@ func (a *Agent) moveVIP(ctx context.Context, to string) error {
 	if !ok || heir.Role != cluster.RoleServer {
 		return &cluster.Problem{What: fmt.Sprintf("%q is no server", to), Exit: cluster.ExitUsage}
 	}
-	dial := func(ctx context.Context, _, _ string) (net.Conn, error) {
-		return (&net.Dialer{}).DialContext(ctx, "unix", component.VIPSocket)
-	}
-	client := http.Client{Transport: &http.Transport{DialContext: dial, DisableKeepAlives: true}}
-	req, err := http.NewRequestWithContext(ctx, http.MethodPost, "http://endpoint"+endpoint.MovePath+"?to="+heir.Address, nil)
-	if err != nil {
-		return err
-	}
-	resp, err := client.Do(req)
+	resp, err := balancerControl.do(ctx, http.MethodPost, endpoint.MovePath+"?to="+heir.Address, nil)
 	if err != nil {
 		return &cluster.Problem{What: "the balancer of " + a.machine.Node.Name + " does not move the virtual IP", Err: err, Do: "kuorum status"}
 	}
@@ -229,4 +224,104 @@ func (a *Agent) yieldVIP(ctx context.Context) {
 		}
 		a.options.Log.Info("the virtual IP is not handed over", "to", r.Name, "reason", err)
 	}
+}
+
+// control is the path of a balancer's control socket.
+type control string
+
+// balancerControl is that of this machine's.
+const balancerControl control = component.VIPSocket
+
+func (c control) do(ctx context.Context, method, path string, body io.Reader) (*http.Response, error) {
+	dial := func(ctx context.Context, _, _ string) (net.Conn, error) {
+		return (&net.Dialer{}).DialContext(ctx, "unix", string(c))
+	}
+	client := http.Client{Transport: &http.Transport{DialContext: dial, DisableKeepAlives: true}}
+	req, err := http.NewRequestWithContext(ctx, method, "http://endpoint"+path, body)
+	if err != nil {
+		return nil, err
+	}
+	return client.Do(req)
+}
+
+// clients asks for the clients of the virtual IP here, as endpoint.ClientsPath has it.
+func (c control) clients(ctx context.Context, since uint64) (list tickle.List, err error) {
+	resp, err := c.do(ctx, http.MethodGet, clientsSince(endpoint.ClientsPath, since), nil)
+	if err != nil {
+		return list, err
+	}
+	defer resp.Body.Close()
+	if resp.StatusCode != http.StatusOK {
+		return list, fmt.Errorf("the balancer answers %s", resp.Status)
+	}
+	return list, json.NewDecoder(resp.Body).Decode(&list)
+}
+
+// tell hands over the clients of another server.
+func (c control) tell(ctx context.Context, server netip.Addr, clients []netip.AddrPort) error {
+	body, err := json.Marshal(endpoint.VIPClients{From: server, Clients: clients})
+	if err != nil {
+		return err
+	}
+	resp, err := c.do(ctx, http.MethodPost, endpoint.ClientsPath, bytes.NewReader(body))
+	if err != nil {
+		return err
+	}
+	defer resp.Body.Close()
+	if resp.StatusCode == http.StatusOK {
+		return nil
+	}
+	why, _ := io.ReadAll(io.LimitReader(resp.Body, 1<<10))
+	return fmt.Errorf("the balancer answers %s: %s", resp.Status, strings.TrimSpace(string(why)))
+}
+
+func clientsSince(path string, since uint64) string {
+	return path + "?since=" + strconv.FormatUint(since, 10)
+}
+
+// clientsPath answers GET with the clients of the virtual IP here, as
+// endpoint.ClientsPath does. It is for servers, and takes until there is news.
+const clientsPath = "/v1/vip/clients"
+
+// tellClients answers other servers until ctx ends, which is when the agent does:
+// nobody waits for those who wait for news.
+func (a *Agent) tellClients(ctx context.Context, balancer control) http.HandlerFunc {
+	return serve(func(r *http.Request, _ nothing) (tickle.List, error) {
+		if err := a.mayMoveLeads(r); err != nil {
+			return tickle.List{}, err
+		}
+		asking, cancel := context.WithCancel(r.Context())
+		defer cancel()
+		defer context.AfterFunc(ctx, cancel)()
+		since, _ := strconv.ParseUint(r.URL.Query().Get("since"), 10, 64) // no number: nothing is known
+		return balancer.clients(asking, since)
+	})
+}
+
+// learnClients tells this server's balancer whom the others serve at the virtual IP,
+// so that it can reset them when the address comes here. All others are asked, not
+// the holder alone: the one that will be holder next is asked already, and one
+// without clients has no news.
+func (a *Agent) learnClients(ctx context.Context) {
+	if !a.machine.Spec.HasVIP() {
+		return
+	}
+	a.clientLearner(balancerControl).Run(ctx, a.otherServers)
+}
+
+func (a *Agent) clientLearner(balancer control) tickle.Learner {
+	ask := func(ctx context.Context, server netip.Addr, since uint64) (list tickle.List, err error) {
+		return list, a.agents.Call(ctx, server.String(), clientsSince(clientsPath, since), nil, &list)
+	}
+	return tickle.Learner{Ask: ask, Tell: balancer.tell, Log: a.options.Log}
+}
+
+// otherServers are where they are now.
+func (a *Agent) otherServers() (others []netip.Addr) {
+	for _, n := range a.spec.Load().Servers() {
+		if address, err := netip.ParseAddr(n.Address); err == nil && n.Name != a.machine.Node.Name {
+			others = append(others, address)
+		}
+	}
+	return others
 }

@@ -7,15 +7,21 @@ import (
 	"errors"
 	"fmt"
 	"log/slog"
+	"net"
 	"net/http"
+	"net/http/httptest"
+	"net/netip"
+	"strconv"
 	"strings"
 	"sync"
 	"testing"
 	"time"
 
 	"kuorum/internal/cluster"
+	"kuorum/internal/endpoint"
 	"kuorum/internal/lease"
 	"kuorum/internal/supervise"
+	"kuorum/internal/tickle"
 )
 
 // election is an API server with one Lease.
@@ -193,5 +199,98 @@ func TestHandOver(t *testing.T) {
 	v.agents["cp2"].yieldLeads(t.Context())
 	if e.of() != "cp1_3" {
 		t.Errorf("cp2 is about to stop, and %s leads", e.of())
+	}
+}
+
+// balancerOf answers orders as the balancer of a server does. It returns whom the
+// server serves at the virtual IP, and what it is told of others.
+func balancerOf(t *testing.T, v *village, name string) (*tickle.Clients, <-chan endpoint.VIPClients) {
+	t.Helper()
+	own, told := tickle.NewClients(), make(chan endpoint.VIPClients, 100)
+	mux := http.NewServeMux()
+	mux.HandleFunc("GET "+endpoint.ClientsPath, func(w http.ResponseWriter, r *http.Request) {
+		since, err := strconv.ParseUint(r.URL.Query().Get("since"), 10, 64)
+		if err != nil {
+			t.Error(err)
+		}
+		writeJSON(w, own.Wait(r.Context(), since))
+	})
+	mux.HandleFunc("POST "+endpoint.ClientsPath, func(w http.ResponseWriter, r *http.Request) {
+		var in endpoint.VIPClients
+		if err := json.NewDecoder(r.Body).Decode(&in); err != nil {
+			t.Error(err)
+		}
+		if told <- in; len(in.Clients) > 1 {
+			http.Error(w, "too many", http.StatusConflict)
+		}
+	})
+	ln, err := net.Listen("unix", string(v.control(name)))
+	if err != nil {
+		t.Fatal(err)
+	}
+	web := &httptest.Server{Listener: ln, Config: &http.Server{Handler: mux}}
+	web.Start()
+	t.Cleanup(web.Close)
+	return own, told
+}
+
+// TestClientsOfTheVirtualIP: servers learn of each other's clients through their
+// agents, workers do not, and nobody who waits for news holds an agent up that ends.
+func TestClientsOfTheVirtualIP(t *testing.T) {
+	v := newVillage(t)
+	var list tickle.List
+	ask := func(caller, path string) error {
+		list = tickle.List{}
+		return v.post(t, caller, "cp1", order{path, nil, &list})
+	}
+	if err := ask("cp2", clientsPath); err == nil || isRefused(err) {
+		t.Errorf("cp1 has no balancer, and says %v", err)
+	}
+	own, _ := balancerOf(t, v, "cp1")
+	_, told := balancerOf(t, v, "cp2")
+	guest := netip.MustParseAddrPort("192.0.2.1:40000")
+	own.Add(guest, nil)
+	if err := ask("w1", clientsPath); !isRefused(err) || len(list.Clients) > 0 {
+		t.Errorf("a worker is told %v, %v", list, err)
+	}
+	for _, caller := range []string{"cp2", "somebody", "cp1"} {
+		if err := ask(caller, clientsPath); err != nil || len(list.Clients) != 1 || list.Clients[0] != guest {
+			t.Errorf("%s is told %v, %v", caller, list, err)
+		}
+	}
+
+	cp2 := v.agents["cp2"]
+	cp1, _ := v.spec.Node("cp1")
+	if others := cp2.otherServers(); len(others) != 1 || others[0].String() != cp1.Address {
+		t.Fatalf("the other servers are %v", others)
+	}
+	ctx, cancel := context.WithCancel(t.Context())
+	done := make(chan struct{})
+	go func() {
+		defer close(done)
+		cp2.clientLearner(v.control("cp2")).Run(ctx, cp2.otherServers)
+	}()
+	if in := <-told; in.From.String() != cp1.Address || len(in.Clients) != 1 || in.Clients[0] != guest {
+		t.Errorf("the balancer of cp2 is told %v", in)
+	}
+	own.Add(netip.MustParseAddrPort("192.0.2.2:40000"), nil)
+	if in := <-told; len(in.Clients) != 2 {
+		t.Errorf("the balancer of cp2 is told %v", in)
+	}
+	cancel()
+	<-done
+	if err := v.control("cp2").tell(t.Context(), netip.MustParseAddr(cp1.Address), make([]netip.AddrPort, 2)); err == nil || !strings.Contains(err.Error(), "too many") {
+		t.Errorf("its balancer refuses, and that is %v", err)
+	}
+
+	waits := make(chan error)
+	begin := time.Now()
+	if err := ask("cp2", clientsPath); err != nil {
+		t.Fatal(err)
+	}
+	go func() { waits <- ask("cp2", clientsSince(clientsPath, list.Version)) }()
+	v.end()
+	if err := <-waits; err == nil || time.Since(begin) > tickle.Patience {
+		t.Errorf("after %v: %v", time.Since(begin), err)
 	}
 }

@@ -36,6 +36,13 @@ type village struct {
 	spec   *cluster.Spec
 	set    *pki.Set
 	agents map[string]*Agent
+	life   context.Context // of the agents
+	end    context.CancelFunc
+}
+
+// control is where a server's balancer would take orders.
+func (v *village) control(name string) control {
+	return control(filepath.Join(v.agents[name].etc, "vip.sock"))
 }
 
 func newVillage(t *testing.T) *village {
@@ -58,6 +65,7 @@ func newVillageApart(t *testing.T, etcdNodes int) *village {
 		spec.Spec.Nodes[i].Address = fmt.Sprintf("%s%d", local, 11+i)
 	}
 	v := &village{spec: spec, set: set, agents: map[string]*Agent{}}
+	v.life, v.end = context.WithCancel(t.Context())
 	for _, n := range spec.Spec.Nodes {
 		v.settle(t, n)
 	}
@@ -100,6 +108,9 @@ func (v *village) settle(t *testing.T, n cluster.Node) {
 			certs, err := set.SignRequests(v.spec, node, in.Requests, time.Now())
 			return membership.Admission{Spec: v.spec, Certificates: certs, Trust: set.Trust()}, err
 		}))
+	}
+	if n.Role == cluster.RoleServer {
+		mux.Handle("GET "+clientsPath, membersOnly(a.tellClients(v.life, v.control(n.Name))))
 	}
 	mux.Handle("/", membersOnly(a.membersAPI()))
 	web := httptest.NewUnstartedServer(mux)
