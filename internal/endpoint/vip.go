@@ -174,55 +174,59 @@ func (k *keeper) watch(ln net.Listener) net.Listener {
 	return guests{ln, k.clients}
 }
 
-// react does for the clients what their kernels cannot know: it resets those that
-// another machine had when the address has come, and closes its own when it has
-// gone, since their packets go elsewhere now.
+// react does for the clients what their kernels cannot know. When the address has
+// come, those that another machine had are reset. When it has gone, our own
+// connections with it are closed, since their packets go elsewhere now, and their
+// clients are reset by whoever has the address: it may have had that all along, while
+// a parted network did not show it.
 func (k *keeper) react(ctx context.Context) {
 	var sending sync.WaitGroup
-	stop := func() {}
-	defer func() {
-		stop()
-		sending.Wait()
-	}()
+	defer sending.Wait()
 	for {
 		select {
 		case <-ctx.Done():
 			return
 		case <-k.turned:
 		}
-		stop()
-		sending.Wait()
+		clients := &k.others
 		// The router tells its status when all has been done that a change asks for:
 		// the address is here by then, or gone.
-		runner := k.router()
-		if runner != nil && runner.Status().State == vrrp.Active {
-			sendCtx, cancel := context.WithCancel(ctx)
-			stop = cancel
-			sending.Go(func() { k.tickle(sendCtx) })
-			continue
+		if runner := k.router(); runner == nil || runner.Status().State != vrrp.Active {
+			clients = k.closeOwn(ctx)
 		}
-		if n := k.clients.Close(); n > 0 {
-			k.log.InfoContext(ctx, "the virtual IP is elsewhere, closed the connections with it", "connections", n)
-		}
+		// To its end, also if the address turns again: it is no less true then.
+		sending.Go(func() { k.tickle(ctx, clients) })
 	}
 }
 
-// tickle resets the clients that the peers had.
-func (k *keeper) tickle(ctx context.Context) {
+// closeOwn closes our own connections and returns whose they were.
+func (k *keeper) closeOwn(ctx context.Context) *tickle.Others {
+	var own tickle.Others
+	clients := k.clients.Close()
+	if len(clients) > 0 {
+		k.log.InfoContext(ctx, "the virtual IP is elsewhere, closed the connections with it", "connections", len(clients))
+	}
+	own.Remember(k.front.Addr(), clients)
+	return &own
+}
+
+// tickle has clients notice that the address has moved. An answer that comes to a
+// machine with their connection does them no harm.
+func (k *keeper) tickle(ctx context.Context, clients *tickle.Others) {
 	if !k.front.IsValid() {
 		return
 	}
 	out, err := k.open()
 	if err != nil {
-		k.log.ErrorContext(ctx, "clients of the virtual IP that only listen will not notice that it is here", "error", err)
+		k.log.ErrorContext(ctx, "clients of the virtual IP that only listen will not notice that it has moved", "error", err)
 		return
 	}
-	r := tickle.Send(ctx, &k.others, func(client netip.AddrPort) error { return out.Tickle(k.front, client) })
+	r := tickle.Send(ctx, clients, func(client netip.AddrPort) error { return out.Tickle(k.front, client) })
 	if err := errors.Join(r.Last, out.Close()); err != nil {
-		k.log.WarnContext(ctx, "not all clients of the virtual IP could be told that it is here", "failures", r.Failed, "last_error", err)
+		k.log.WarnContext(ctx, "not all clients of the virtual IP could be told that it has moved", "failures", r.Failed, "last_error", err)
 	}
 	if r.Clients > 0 {
-		k.log.InfoContext(ctx, "told clients of the former holder that the virtual IP is here", "clients", r.Clients)
+		k.log.InfoContext(ctx, "told clients that the virtual IP has moved", "clients", r.Clients)
 	}
 }
 

@@ -181,18 +181,32 @@ type notes struct {
 	mu     sync.Mutex
 	sent   map[netip.AddrPort]int
 	from   netip.AddrPort
-	early  bool // something was sent while the address was not here
+	here   bool // the address was, when the first was sent
 }
 
 func (n *notes) Tickle(from, to netip.AddrPort) error {
 	n.mu.Lock()
 	defer n.mu.Unlock()
+	if len(n.sent) == 0 {
+		n.here = n.holder.holds()
+	}
 	n.sent[to]++
-	n.from, n.early = from, n.early || !n.holder.holds()
+	n.from = from
 	return nil
 }
 
 func (*notes) Close() error { return nil }
+
+// expect is that client alone, four times since the last time.
+func (n *notes) expect(t *testing.T, after string, from netip.AddrPort, here bool, client netip.AddrPort) {
+	t.Helper()
+	n.mu.Lock()
+	defer n.mu.Unlock()
+	if n.from != from || n.here != here || len(n.sent) != 1 || n.sent[client] != 4 {
+		t.Errorf("after %s: from %s to %v, it is here: %v", after, n.from, n.sent, n.here)
+	}
+	clear(n.sent)
+}
 
 // stub closes like a connection, and notes whether the address was here still.
 type stub struct {
@@ -206,7 +220,7 @@ func (s stub) Close() error {
 }
 
 // TestClientsWhenTheAddressTurns: when the address comes the clients of the peers
-// are tickled, and not our own; when it has gone our own are closed.
+// are tickled, and not our own; when it has gone our own are closed, and tickled.
 func TestClientsWhenTheAddressTurns(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		k := newKeeper(testVIP(), slog.New(slog.DiscardHandler))
@@ -224,7 +238,6 @@ func TestClientsWhenTheAddressTurns(t *testing.T) {
 		k.open = func() (tickler, error) { return out, nil }
 		own := stub{holder, make(chan bool, 1)}
 		theirs, mine := netip.MustParseAddrPort("192.0.2.1:40000"), netip.MustParseAddrPort("192.0.2.2:40000")
-		k.clients.Add(mine, own)
 		k.others.Remember(router.Peers[0], []netip.AddrPort{theirs})
 
 		ctx, cancel := context.WithCancel(t.Context())
@@ -235,16 +248,11 @@ func TestClientsWhenTheAddressTurns(t *testing.T) {
 				t.Error(err)
 			}
 		})
-		if here := <-own.closed; here { // it is a backup at first
-			t.Error("a backup has the address")
-		}
+		<-time.After(100 * time.Millisecond) // it is a backup
+		k.clients.Add(mine, own)
 		<-time.After(3 * time.Second)
 		synctest.Wait()
-		out.mu.Lock()
-		defer out.mu.Unlock()
-		if !holder.holds() || out.early || out.from != k.front || len(out.sent) != 1 || out.sent[theirs] != 4 {
-			t.Errorf("after the address has come: from %s to %v, early %v", out.from, out.sent, out.early)
-		}
+		out.expect(t, "the address has come", k.front, true, theirs)
 		if len(own.closed) != 0 {
 			t.Error("the holder closes its own connections")
 		}
@@ -258,6 +266,9 @@ func TestClientsWhenTheAddressTurns(t *testing.T) {
 		if here := <-own.closed; here {
 			t.Error("our own connections are closed while the address is here still")
 		}
+		<-time.After(2 * time.Second)
+		synctest.Wait()
+		out.expect(t, "the address has gone", k.front, false, mine)
 		cancel()
 		all.Wait()
 	})
@@ -378,8 +389,8 @@ func TestGuests(t *testing.T) {
 	if l := k.clients.Wait(t.Context(), 0); l.Clients[0].String() != second.LocalAddr().String() {
 		t.Errorf("%v is there, want %s", l.Clients, second.LocalAddr())
 	}
-	if n := k.clients.Close(); n != 1 {
-		t.Errorf("closed %d", n)
+	if closed := k.clients.Close(); len(closed) != 1 {
+		t.Errorf("closed %v", closed)
 	}
 	if _, err := second.Read(make([]byte, 1)); !errors.Is(err, syscall.ECONNRESET) {
 		t.Errorf("the client reads %v", err)

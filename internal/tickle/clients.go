@@ -79,16 +79,18 @@ func (c *Clients) change() {
 	c.changed = make(chan struct{})
 }
 
-// Close closes all connections, and returns how many. They are forgotten as their
-// owners notice, by remove.
-func (c *Clients) Close() int {
+// Close closes all connections, and returns whose they were. They are forgotten as
+// their owners notice, by remove.
+func (c *Clients) Close() []netip.AddrPort {
 	c.mu.Lock()
 	all := slices.Collect(maps.Keys(c.conns))
 	c.mu.Unlock()
-	for _, e := range all {
+	clients := make([]netip.AddrPort, len(all))
+	for i, e := range all {
+		clients[i] = e.client
 		_ = e.conn.Close() // it is of no use any more
 	}
-	return len(all)
+	return clients
 }
 
 // Wait returns who is connected. It waits until that is another version than since,

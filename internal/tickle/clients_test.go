@@ -47,11 +47,12 @@ func TestClientsComeAndGo(t *testing.T) {
 			t.Errorf("version %d after %d\n%s", after.Version, before.Version, diff)
 		}
 		leave()
-		if n := c.Close(); n != 1 || first.closed != 0 || second.closed != 1 {
-			t.Errorf("closed %d: %d times the first, %d the second", n, first.closed, second.closed)
+		closed := c.Close()
+		if diff := compare([]netip.AddrPort{client(1)}, closed); diff != "" || first.closed != 0 || second.closed != 1 {
+			t.Errorf("closed the first %d times, the second %d times\n%s", first.closed, second.closed, diff)
 		}
 		again()
-		if left := c.Wait(t.Context(), after.Version); len(left.Clients) != 0 || c.Close() != 0 {
+		if left := c.Wait(t.Context(), after.Version); len(left.Clients) != 0 || len(c.Close()) != 0 {
 			t.Errorf("there are %v", left.Clients)
 		}
 	})

@@ -70,7 +70,7 @@ func watch(address string) error {
 		case err != nil:
 			return err
 		}
-		fmt.Print(line)
+		fmt.Fprint(os.Stdout, line)
 	}
 }
 
@@ -238,11 +238,15 @@ func TestRealSilentClients(t *testing.T) {
 	for name, tt := range map[string]struct {
 		frozen  bool // else its cable is cut
 		listens bool // the new holder has a balancer, as it has in a cluster
+		strict  bool // the new holder drops what its connection tracking finds wrong
+		yields  bool // the former holder gives the address up, and sends
 	}{
 		"frozen holder":                  {frozen: true, listens: true},
 		"frozen holder, nobody listens":  {frozen: true},
 		"holder cut off":                 {listens: true},
 		"holder cut off, nobody listens": {},
+		"firewall":                       {frozen: true, listens: true, strict: true},
+		"former holder yields":           {frozen: true, listens: true, yields: true},
 	} {
 		t.Run(name, func(t *testing.T) {
 			t.Parallel()
@@ -267,12 +271,20 @@ func TestRealSilentClients(t *testing.T) {
 			} else {
 				s.in(s.sw, "ip", "link", "set", port("a"), "nomaster")
 			}
+			if tt.strict {
+				s.in(s.at["b"], "nft", "table inet t { chain c { type filter hook input priority 0; ct state established accept; ct state invalid drop; }; }")
+			}
 			s.run("b", "take", "eth0")
 			if got := clients[0].next(500 * time.Millisecond); got != "" {
 				t.Fatalf("without a tickle the client is told %q", got)
 			}
+			by := "b"
+			if tt.yields {
+				by = "a"
+				s.in(s.at["a"], "ip", "address", "del", virtual+"/32", "dev", "eth0")
+			}
 			start := time.Now()
-			sender := s.role("b", order...)
+			sender := s.role(by, order...)
 			sender.Stderr = t.Output()
 			if err := sender.Start(); err != nil {
 				t.Fatal(err)
