@@ -240,6 +240,7 @@ func TestRealSilentClients(t *testing.T) {
 		listens bool // the new holder has a balancer, as it has in a cluster
 		strict  bool // the new holder drops what its connection tracking finds wrong
 		yields  bool // the former holder gives the address up, and sends
+		within  bool // the clients are on the new holder
 	}{
 		"frozen holder":                  {frozen: true, listens: true},
 		"frozen holder, nobody listens":  {frozen: true},
@@ -247,6 +248,7 @@ func TestRealSilentClients(t *testing.T) {
 		"holder cut off, nobody listens": {},
 		"firewall":                       {frozen: true, listens: true, strict: true},
 		"former holder yields":           {frozen: true, listens: true, yields: true},
+		"clients on the new holder":      {frozen: true, listens: true, within: true},
 	} {
 		t.Run(name, func(t *testing.T) {
 			t.Parallel()
@@ -258,8 +260,12 @@ func TestRealSilentClients(t *testing.T) {
 			}
 			order := []string{"send", address}
 			var clients []*process
+			at := "client"
+			if tt.within {
+				at = "b"
+			}
 			for range 3 {
-				c := s.start("client", "watch", address)
+				c := s.start(at, "watch", address)
 				c.says("hello")
 				clients = append(clients, c)
 				order = append(order, c.first)
