@@ -121,7 +121,10 @@ func (p *probe) ping(ctx context.Context) error {
 	switch {
 	case late:
 		go func() {
-			_ = <-answer // it may come still, and is learnt from
+			select { // it may come still, and is learnt from
+			case <-answer:
+			case <-asking.Done():
+			}
 			closeAll(raw)
 		}()
 		p.raw, p.conn = nil, nil

@@ -2,7 +2,6 @@ package endpoint
 
 import (
 	"context"
-	"errors"
 	"fmt"
 	"log/slog"
 	"net"
@@ -70,7 +69,8 @@ type member struct {
 	latency time.Duration
 }
 
-// link is a connection to a backend; closing it takes it off the books.
+// link is a connection to a backend, or of a client to the virtual IP; closing it
+// takes it off the books.
 type link struct {
 	net.Conn
 	once    sync.Once
@@ -101,134 +101,6 @@ func newPool(cfg Config, turn uint, log *slog.Logger) *pool {
 	}
 	p.fresh = slices.Clone(p.members)
 	return p
-}
-
-// connect finds a backend for one client. It tries every backend at most once,
-// best first, and gives up after dialBudget. The next is tried also when one has
-// not accepted within slowDial; the first that does is taken (as RFC 8305 has it
-// for the addresses of one host).
-func (p *pool) connect(ctx context.Context) (net.Conn, error) {
-	ctx, cancel := context.WithTimeout(ctx, dialBudget)
-	defer cancel()
-	type outcome struct {
-		m    *member
-		link *link
-		err  error
-	}
-	tried, under := map[*member]bool{}, map[*member]bool{}
-	outcomes := make(chan outcome)
-	begin := func() {
-		m, fallen := p.acquire(tried)
-		if m == nil {
-			return
-		}
-		tried[m], under[m] = true, true
-		go func() {
-			l, err := p.attempt(ctx, m, fallen)
-			select {
-			case outcomes <- outcome{m, l, err}:
-			case <-ctx.Done(): // another was quicker, or nobody waits any more
-				if err == nil {
-					closeAll(l)
-				}
-			}
-		}()
-	}
-	var errs []error
-	begin()
-	for len(under) > 0 {
-		slow := time.NewTimer(slowDial)
-		select {
-		case o := <-outcomes:
-			if o.err == nil {
-				slow.Stop()
-				return o.link, nil
-			}
-			delete(under, o.m)
-			errs = append(errs, fmt.Errorf("%s: %w", o.m.Name, o.err))
-			begin()
-		case <-slow.C:
-			for m := range under {
-				m.ask()
-			}
-			begin()
-		}
-		slow.Stop()
-	}
-	return nil, fmt.Errorf("cannot reach any API server: %w", errors.Join(errs...))
-}
-
-// acquire reserves a place at the best backend not tried yet, so that clients
-// arriving together spread. It returns nil when all have been tried.
-func (p *pool) acquire(tried map[*member]bool) (m *member, fallen <-chan struct{}) {
-	p.mu.Lock()
-	defer p.mu.Unlock()
-	candidates := make([]Candidate, len(p.members))
-	for i, m := range p.members {
-		candidates[i] = Candidate{Name: m.Name, State: m.state, Suspect: m.suspect, Connections: m.load}
-	}
-	if len(tried) == 0 {
-		p.turn++
-	}
-	for _, i := range Order(candidates, p.local, p.turn) {
-		if m := p.members[i]; !tried[m] {
-			m.load++
-			return m, m.fallen
-		}
-	}
-	return nil, nil
-}
-
-// attempt turns a reserved place into a connection or gives it back.
-func (p *pool) attempt(ctx context.Context, m *member, fallen <-chan struct{}) (*link, error) {
-	conn, err := p.dialMember(ctx, m, fallen)
-	p.mu.Lock()
-	defer p.mu.Unlock()
-	switch {
-	case closed(fallen):
-		m.load--
-		closeAll(conn)
-		return nil, errors.New("went down or was removed while connecting")
-	case err != nil:
-		m.load--
-		m.doubt()
-		return nil, err
-	}
-	l := &link{Conn: conn}
-	l.release = func() { p.release(m, l) }
-	m.links[l] = struct{}{}
-	return l, nil
-}
-
-// dialMember gives up when m falls.
-func (p *pool) dialMember(ctx context.Context, m *member, fallen <-chan struct{}) (net.Conn, error) {
-	ctx, cancel := context.WithTimeout(ctx, p.dialLimit())
-	defer cancel()
-	go func() {
-		select {
-		case <-ctx.Done():
-		case <-fallen:
-			cancel()
-		}
-	}()
-	return p.dial(ctx, "tcp", m.Address)
-}
-
-func closed(c <-chan struct{}) bool {
-	select {
-	case <-c:
-		return true
-	default:
-		return false
-	}
-}
-
-// dialLimit is the time for one attempt: even if all backends but the last
-// swallow packets, the last gets its turn.
-func (p *pool) dialLimit() time.Duration {
-	p.mu.Lock()
-	defer p.mu.Unlock()
-	return min(time.Duration(p.cfg.Timeout), dialBudget/time.Duration(len(p.members)))
 }
 
 func (p *pool) release(m *member, l *link) {
