@@ -18,6 +18,9 @@ const labs = "/var/lib/kuorum/labs"
 // warmUp is how long probes run before the fault.
 const warmUp = 2 * time.Second
 
+// settle is the time between a system's recovery and the next fault.
+const settle = 5 * time.Second
+
 // system is what is compared: a lab, and what leads clients to its API.
 type system struct {
 	name string
@@ -159,9 +162,16 @@ func (s system) mend(ctx context.Context, f fault, victim string) error {
 		return err
 	}
 	if s.peer != nil && f.off {
-		return s.peer.start(ctx, s, victim)
+		if err := s.peer.start(ctx, s, victim); err != nil {
+			return err
+		}
 	}
-	return nil
+	select {
+	case <-ctx.Done():
+		return ctx.Err()
+	case <-time.After(settle):
+		return nil
+	}
 }
 
 // gather has all that leads on the machine that holds the virtual IP.

@@ -108,8 +108,10 @@ func (p *probe) ping(ctx context.Context) error {
 	go func() {
 		defer cancel()
 		err := conn.Ping(asking)
-		if err == nil {
-			p.pace.note(time.Since(start), time.Now())
+		// What took longer was stopped, with this process or alone: nobody is that
+		// slow.
+		if took := time.Since(start); err == nil && took <= most {
+			p.pace.note(took, time.Now())
 		}
 		answer <- err
 	}()
@@ -121,10 +123,7 @@ func (p *probe) ping(ctx context.Context) error {
 	switch {
 	case late:
 		go func() {
-			select { // it may come still, and is learnt from
-			case <-answer:
-			case <-asking.Done():
-			}
+			<-asking.Done() // the answer may come still, and is learnt from
 			closeAll(raw)
 		}()
 		p.raw, p.conn = nil, nil
@@ -259,7 +258,7 @@ func failures(body []byte) string {
 const (
 	// leastLimit is how long a backend may owe the answer to a ping where
 	// answers have been quick of late: a frozen one costs its clients that long.
-	leastLimit = 200 * time.Millisecond
+	leastLimit = 150 * time.Millisecond
 	// slowness is by how much an answer may take longer than the slowest of late
 	// before it is taken for none.
 	slowness = 3

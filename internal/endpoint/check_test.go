@@ -171,7 +171,7 @@ func TestProbeHurriesWhereItMay(t *testing.T) {
 		want    string
 	}{
 		{false, 0, "within 1s"},
-		{true, 0, "within 200ms"},
+		{true, 0, "within 150ms"},
 		{true, 150 * time.Millisecond, "within 450ms"},
 	} {
 		seen := &pace{}
