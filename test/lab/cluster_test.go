@@ -181,7 +181,7 @@ func TestPodSecurityHolds(t *testing.T) {
 // except kube-proxy's and kubelet's own node ports.
 func TestEverybodyListensWhereTheyShould(t *testing.T) {
 	l := threeServers(t)
-	want := regexp.MustCompile(`^(127\.0\.0\.1|198\.18\.0\.11|169\.254\.20\.10):(53|2379|2380|2381|6442|6443|6444|8080|8181|9443|10247|10248|10249|10250|10256|10257|10259|\d{5})$`)
+	want := regexp.MustCompile(`^198\.18\.0\.254:6443$|^(127\.0\.0\.1|198\.18\.0\.11|169\.254\.20\.10):(53|2379|2380|2381|6442|6443|6444|8080|8181|9443|10247|10248|10249|10250|10256|10257|10259|\d{5})$`)
 	for line := range strings.Lines(l.on(t, "cp1", "ss", "-Htln")) {
 		fields := strings.Fields(line)
 		if !want.MatchString(fields[3]) {
