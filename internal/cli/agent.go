@@ -49,6 +49,9 @@ func (a *app) agent(ctx context.Context, options node.Options) error {
 		case <-running.Done():
 		}
 	}()
+	if options.Hostname, err = os.Hostname(); err != nil {
+		return fmt.Errorf("cannot tell what this machine is called: %w", err)
+	}
 	options.Version, options.Kuorum, options.Log, options.Stop = release, exe, a.logger(), ctx.Done()
 	return node.Run(running, options)
 }

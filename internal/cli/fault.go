@@ -29,7 +29,7 @@ kuorum logs NODE has it: etcd, kube-apiserver, endpoint, kubelet, containerd, ag
   kuorum fault kill cp2/etcd                    kill -9 one component
   kuorum fault stop cp2/kubelet                 SIGTERM, after which its agent starts it again
   kuorum fault pause cp1 --for 30s              freeze a whole machine
-  kuorum fault cut 'leader|cp2,cp3'             nothing gets from one side to the other
+  kuorum fault cut 'cp1|cp2,cp3'                nothing gets from one side to the other
   kuorum fault list                             what is broken now
   kuorum fault heal                             mend it all`,
 		Args: cobra.NoArgs,

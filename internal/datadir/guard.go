@@ -80,6 +80,9 @@ func (g *Guard) decide(old *cluster.OldData) {
 func (g *Guard) look(ctx context.Context) *cluster.OldData {
 	last, err := Last(g.Dir)
 	if errors.Is(err, ErrNoData) {
+		if old := g.Old(); old != nil {
+			return old // somebody is about to put other data there
+		}
 		g.forget()
 		return nil
 	}
@@ -94,6 +97,7 @@ func (g *Guard) look(ctx context.Context) *cluster.OldData {
 	g.known = Mark{Cluster: hex(last.Cluster), Member: hex(last.Member), Index: old.Had, At: old.At}
 	if _, err := os.Stat(g.Accept); err == nil {
 		g.Log.Warn("etcd starts from older data than it had, since somebody wants it to", "why", old.Why(), "file", g.Accept)
+		g.known = Mark{} // the file goes once the marks are of this data
 		return nil
 	}
 	return old

@@ -161,6 +161,55 @@ func TestGuardLets(t *testing.T) {
 	}
 }
 
+// TestAcceptedDataStaysAccepted once the marks are of it, and the file that said so
+// is gone: etcd may end at any time and must start again.
+func TestAcceptedDataStaysAccepted(t *testing.T) {
+	t.Parallel()
+	d := newDesk(t)
+	d.note(t, 200)
+	if d.May(t.Context()) == nil {
+		t.Fatal("older data is not refused")
+	}
+	synctest.Test(t, func(t *testing.T) {
+		<-time.After(2 * againAfter)
+		if err := os.WriteFile(d.Accept, nil, 0o600); err != nil {
+			t.Fatal(err)
+		}
+		d.decided = time.Time{}
+		if err := d.May(t.Context()); err != nil {
+			t.Fatalf("accepted data is refused: %v", err)
+		}
+	})
+	d.note(t, 9)
+	if err := os.Remove(d.Accept); err != nil {
+		t.Fatal(err)
+	}
+	if err := d.May(t.Context()); err != nil {
+		t.Errorf("it is refused at the next start: %v", err)
+	}
+}
+
+// TestRefusedStaysRefusedWhileDataIsReplaced: between the removal of the old files and
+// the end of the copy of new ones etcd must not begin anew.
+func TestRefusedStaysRefusedWhileDataIsReplaced(t *testing.T) {
+	t.Parallel()
+	d := newDesk(t)
+	d.note(t, 200)
+	if d.May(t.Context()) == nil {
+		t.Fatal("older data is not refused")
+	}
+	if err := os.RemoveAll(filepath.Join(d.Dir, "member")); err != nil {
+		t.Fatal(err)
+	}
+	d.decided = time.Time{}
+	if d.May(t.Context()) == nil {
+		t.Error("etcd may start on nothing")
+	}
+	if _, err := os.Stat(d.Mark); err != nil {
+		t.Errorf("the mark is gone: %v", err)
+	}
+}
+
 // TestGuardRefuses by its own mark or by another node's, asks for it once, says so
 // once, and takes it back when newer data is there.
 func TestGuardRefuses(t *testing.T) {

@@ -15,6 +15,8 @@ import (
 	"time"
 
 	"golang.org/x/net/http2"
+
+	"kuorum/internal/host"
 )
 
 // maxAnswer is more than any readyz answer; what is longer is cut.
@@ -120,6 +122,10 @@ func (p *probe) ping(ctx context.Context) error {
 		limit = p.pace.limit(start, most)
 	}
 	late, err := await(answer, limit)
+	if late && limit < most && unacknowledged(raw) {
+		limit += resending
+		late, err = await(answer, resending)
+	}
 	switch {
 	case late:
 		go func() {
@@ -136,6 +142,23 @@ func (p *probe) ping(ctx context.Context) error {
 		limit = most
 	}
 	return fmt.Errorf("%w within %s", errLate, limit)
+}
+
+// resending is longer than Linux takes to send a lost packet again, 200 ms at least:
+// one that is lost is no reason to end all connections.
+const resending = 250 * time.Millisecond
+
+// unacknowledged tells whether the other machine has not even confirmed a question.
+func unacknowledged(conn net.Conn) bool {
+	if secured, ok := conn.(*tls.Conn); ok {
+		conn = secured.NetConn()
+	}
+	tcp, ok := conn.(syscall.Conn)
+	if !ok {
+		return false
+	}
+	last, err := host.LastExchange(tcp)
+	return err == nil && last.Unacknowledged
 }
 
 // await waits for an answer no longer than limit. If it is woken late this

@@ -123,6 +123,9 @@ func (p *pool) connect(ctx context.Context) (net.Conn, error) {
 	for len(under) > 0 {
 		slow := time.NewTimer(slowDial)
 		select {
+		case <-ctx.Done():
+			slow.Stop()
+			return nil, fmt.Errorf("cannot reach any API server: %w", errors.Join(append(errs, context.Cause(ctx))...))
 		case o := <-outcomes:
 			if o.err == nil {
 				slow.Stop()
@@ -175,7 +178,9 @@ func (p *pool) attempt(ctx context.Context, m *member, fallen <-chan struct{}) (
 		return nil, errors.New("went down or was removed while connecting")
 	case err != nil:
 		m.load--
-		m.doubt()
+		if ctx.Err() == nil { // else another was quicker, or time is up for all
+			m.doubt()
+		}
 		return nil, err
 	}
 	l := &link{Conn: conn}

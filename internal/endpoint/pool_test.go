@@ -153,6 +153,28 @@ func TestSlowBackendIsNotWaitedFor(t *testing.T) {
 	})
 }
 
+// Whoever ends the search finds nobody still searching: it would hold a shutdown up.
+func TestConnectingEndsWithItsContext(t *testing.T) {
+	for range 50 {
+		synctest.Test(t, func(t *testing.T) {
+			p := fakePool(3, func(ctx context.Context, _ string) (net.Conn, error) {
+				<-ctx.Done()
+				return nil, ctx.Err()
+			})
+			ctx, cancel := context.WithCancel(t.Context())
+			time.AfterFunc(120*time.Millisecond, cancel)
+			start := time.Now()
+			if _, err := p.connect(ctx); !errors.Is(err, context.Canceled) || time.Since(start) != 120*time.Millisecond {
+				t.Errorf("ended after %v with %v", time.Since(start), err)
+			}
+			synctest.Wait()
+			if diff := cmp.Diff([]int{0, 0, 0}, p.connections()); diff != "" {
+				t.Errorf("connections (-want +got):\n%s", diff)
+			}
+		})
+	}
+}
+
 // Who is connecting to the only machine there is, which has just lost its power,
 // need not wait for the end of the attempt.
 func TestConnectingEndsWhenTheBackendFalls(t *testing.T) {

@@ -134,6 +134,9 @@ func (k *keeper) takePart(ctx context.Context) error {
 	k.mu.Lock()
 	runner.SetImpaired(k.impaired)
 	k.runner = runner
+	if now, err := k.cfg.router(); err == nil { // it may have changed meanwhile
+		_ = runner.SetPeers(now.Peers, now.Priority) // as valid as what it has
+	}
 	k.mu.Unlock()
 	return runner.Run(ctx)
 }

@@ -244,6 +244,18 @@ func (c *Cgroup) Thaw() error {
 	return nil
 }
 
+// thawAll thaws the groups below as well: v1 leaves those as they are that were
+// frozen themselves.
+func (c *Cgroup) thawAll() {
+	_ = c.Thaw()
+	for _, h := range c.hierarchies {
+		below, _ := filepath.Glob(filepath.Join(h.Mount, c.path, "*", "freezer.state"))
+		for _, file := range below {
+			_ = os.WriteFile(file, []byte("THAWED"), 0o644)
+		}
+	}
+}
+
 // freezer is how one hierarchy freezes a group.
 type freezer struct {
 	file, freeze, thaw string // what is written to the file
@@ -297,7 +309,7 @@ func (c *Cgroup) Remove(ctx context.Context) error {
 		for _, pid := range c.PIDs() {
 			_ = syscall.Kill(pid, syscall.SIGKILL) // it may have ended meanwhile
 		}
-		_ = c.Thaw() // where v1 freezes, nothing ends before; if it failed, so will the removal
+		c.thawAll() // where v1 freezes, nothing ends before; if it failed, so will the removal
 		left := c.removeEmpty()
 		if left == nil {
 			return nil

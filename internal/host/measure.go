@@ -106,7 +106,12 @@ func TryOverlay(dir string) (err error) {
 // Exchange is how long ago bytes of the application went out on a TCP
 // connection, and came in; a side that never spoke counts from the connection's
 // start.
-type Exchange struct{ Sent, Received time.Duration }
+type Exchange struct {
+	Sent, Received time.Duration
+	// Unacknowledged tells that the other machine has not confirmed all that was
+	// sent: it is away, or a packet was lost and is not sent again yet.
+	Unacknowledged bool
+}
 
 // LastExchange asks the kernel (tcp(7), TCP_INFO). It costs a system call and
 // does not block; it fails on a connection that is closed.
@@ -126,5 +131,7 @@ func LastExchange(conn syscall.Conn) (Exchange, error) {
 	return Exchange{
 		Sent:     time.Duration(info.Last_data_sent) * time.Millisecond,
 		Received: time.Duration(info.Last_data_recv) * time.Millisecond,
+
+		Unacknowledged: info.Unacked > 0,
 	}, nil
 }

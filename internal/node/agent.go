@@ -30,11 +30,11 @@ import (
 
 // Options are what an agent cannot read from the node's disk.
 type Options struct {
-	Version string
-	Kuorum  string // path of our own program, for the components that are ours
-	Bundle  string // directory of the unpacked bundle
-	// Machines is how many machines of a lab share this computer, this one
-	// included; 0 means that the computer is the node's own.
+	Version  string
+	Kuorum   string // path of our own program, for the components that are ours
+	Bundle   string // directory of the unpacked bundle
+	Hostname string // the kernel's, which should be the node's; empty: it is
+	// Machines of a lab share this computer, this one included; 0: it is the node's.
 	Machines int
 	Log      *slog.Logger
 	// Stop, when closed, makes the agent stop the node's components in
@@ -317,6 +317,9 @@ func (a *Agent) Run(ctx context.Context) error {
 	a.options.Log.Info("stopping the node's components")
 	stopping, done := context.WithTimeout(context.WithoutCancel(ctx), time.Minute)
 	defer done()
+	if errors.Is(end, errRemoved) {
+		a.dropVIP(stopping)
+	}
 	if errors.Is(end, errRemoved) && a.server != nil && a.member != nil {
 		a.partInPeace(stopping)
 	}

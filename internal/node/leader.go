@@ -41,6 +41,9 @@ func (a *Agent) mourn(processes []supervise.Process) []supervise.Process {
 	if a.server == nil {
 		return processes
 	}
+	if !a.ownName() {
+		return processes
+	}
 	elections := a.machine.Spec.Elections()
 	for i, p := range processes {
 		if e, ok := elections[p.Name]; ok {
@@ -48,6 +51,18 @@ func (a *Agent) mourn(processes []supervise.Process) []supervise.Process {
 		}
 	}
 	return processes
+}
+
+// ownName tells whether upstream's programs here call themselves as the node is
+// called: they take the host's name. Where they do not, whose a lease is cannot be
+// told, and it is left to run out.
+func (a *Agent) ownName() bool {
+	name := a.options.Hostname
+	if name == "" || name == a.machine.Node.Name {
+		return true
+	}
+	a.options.Log.Warn("the leases of dead components are left to run out: the host is called otherwise than the node", "host", name, "node", a.machine.Node.Name)
+	return false
 }
 
 func (a *Agent) releaseLease(ctx context.Context, program string, e cluster.LeaderElection, died time.Time) {
@@ -324,4 +339,24 @@ func (a *Agent) otherServers() (others []netip.Addr) {
 		}
 	}
 	return others
+}
+
+// dropVIP is for a server that was removed: the others do not listen to it any more
+// and take the virtual IP, so its balancer ends first of all, after those that give
+// their leases up through it.
+func (a *Agent) dropVIP(ctx context.Context) {
+	if !a.machine.Spec.HasVIP() || a.server == nil {
+		return
+	}
+	for _, name := range []string{cluster.ControllerManagerName, cluster.SchedulerName, "endpoint"} {
+		var keep []string
+		for _, c := range a.components {
+			if c.Name != name {
+				keep = append(keep, c.Name)
+			}
+		}
+		if err := a.supervisor.Stop(ctx, keep...); err != nil {
+			a.options.Log.Warn("cannot stop a component of a removed server", "component", name, "error", err)
+		}
+	}
 }

@@ -91,6 +91,16 @@ func TestMourn(t *testing.T) {
 	if processes[0].Died != nil || processes[1].Died == nil || processes[2].Died == nil {
 		t.Fatal("the wrong processes are mourned")
 	}
+	a.options.Hostname = "clone"
+	for _, p := range a.mourn(list()) {
+		if p.Died != nil {
+			t.Errorf("%s is mourned on a host of another name, whose leases may be another's", p.Name)
+		}
+	}
+	a.options.Hostname = "cp1"
+	if a.mourn(list())[2].Died == nil {
+		t.Error("the scheduler is not mourned on a host of the node's name")
+	}
 	died := time.Now()
 	e.take("cp1_x", died.Add(-time.Minute))
 	processes[2].Died(t.Context(), died)

@@ -2,6 +2,7 @@ package vrrp
 
 import (
 	"errors"
+	"fmt"
 	"net/netip"
 	"slices"
 
@@ -11,17 +12,24 @@ import (
 // machine holds addresses on a link of this machine.
 type machine struct {
 	link      string
+	source    netip.Addr
 	addresses []netip.Addr
 }
 
 // NewHolder is the Holder of this machine: netlink, and raw packets to the
 // neighbours. It needs the rights of root.
 func NewHolder(cfg Config) Holder {
-	return machine{cfg.Interface, slices.Clone(cfg.Addresses)}
+	return machine{cfg.Interface, cfg.Source, slices.Clone(cfg.Addresses)}
 }
 
-// Take implements Holder.
-func (m machine) Take() error { return m.each(host.AddAddress) }
+// Take implements Holder. A machine that has lost its own address hears nobody, and
+// is heard by nobody: it must not take others.
+func (m machine) Take() error {
+	if link, err := host.LinkOf(m.source); err != nil || link != m.link {
+		return errors.Join(err, fmt.Errorf("cannot hold addresses on %s: this machine's own, %s, is not there", m.link, m.source))
+	}
+	return m.each(host.AddAddress)
+}
 
 // GiveUp implements Holder.
 func (m machine) GiveUp() error { return m.each(host.RemoveAddress) }
