@@ -114,6 +114,7 @@ func TestStatusTellsEachFault(t *testing.T) {
 		l.awaitStatus(t, "degraded", "etcd-down cp2")
 	})
 	t.Run("an unplugged cable", func(t *testing.T) {
+		l.run(t, "leader", "move", "etcd", "cp1") // an election would take most of the time
 		l.on(t, "cp3", "ip", "link", "set", "eth0", "down")
 		defer well(t)
 		defer l.on(t, "cp3", "ip", "link", "set", "eth0", "up")
