@@ -267,8 +267,11 @@ func (l *lab) awaitReady(t *testing.T) {
 	t.Helper()
 	eventually(t, 90*time.Second, func() error {
 		for _, m := range l.machines(t) {
-			if m.Agent == nil || !m.Agent.Ready {
+			if m.Agent == nil {
 				return fmt.Errorf("machine %s is not ready: %+v", m.Name, m)
+			}
+			if !m.Agent.Ready {
+				return fmt.Errorf("machine %s is not ready: %+v", m.Name, m.Agent.Components)
 			}
 		}
 		out := try(t, "-c", l.name, "kubectl", "wait", "node", "--all", "--for=condition=Ready", "--timeout=1s")
