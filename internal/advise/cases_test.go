@@ -223,7 +223,13 @@ func otherScenes() []scene {
 		{name: "a virtual IP that is believed elsewhere", change: vip([3]string{"backup", "backup", "backup"}, "cp2"), state: cluster.StateDegraded, want: []string{"critical vip-nobody"}},
 		{name: "a virtual IP at two servers", change: vip([3]string{"active", "backup", "active"}, "cp1"), state: cluster.StateDegraded, want: []string{"critical vip-twice"}},
 		{name: "a virtual IP at a server without an agent", change: vip([3]string{"backup", "backup", ""}, "cp3", func(w *world) { w.lose("cp3") }), state: cluster.StateDegraded, want: []string{"warning node-unreachable cp3"}},
-		{name: "a virtual IP nobody can tell of", change: vip([3]string{"", "", ""}, ""), state: cluster.StateHealthy},
+		{name: "a virtual IP at two servers, and perhaps at a third", change: vip([3]string{"active", "active", ""}, "cp3", func(w *world) { w.lose("cp3") }), state: cluster.StateDegraded, want: []string{"critical vip-twice", "warning node-unreachable cp3"}},
+		{name: "a virtual IP in which nobody takes part", change: vip([3]string{"", "", ""}, ""), state: cluster.StateDegraded, want: []string{"critical vip-nobody"}},
+		{name: "a virtual IP nobody can tell of", change: vip([3]string{"", "", ""}, "", func(w *world) {
+			for _, node := range []string{"cp1", "cp2", "cp3"} {
+				w.phase(node, phaseBackoff, "endpoint")
+			}
+		}), state: cluster.StateDegraded, want: []string{"warning component-crash-loop cp1", "warning component-crash-loop cp2", "warning component-crash-loop cp3"}},
 		{name: "a lease that was given up", change: given(6 * time.Second), state: cluster.StateHealthy},
 		{name: "a lease that was given up, and nobody takes it", change: given(7 * time.Second), state: cluster.StateDegraded, want: []string{"warning no-lease-holder"}},
 		{name: "two versions", workers: 1, change: func(w *world) { w.node("w1").Version = "v2" }, state: cluster.StateHealthy, want: []string{"info version-differs"}},

@@ -96,41 +96,44 @@ func (v *view) leaseLog(l cluster.LeaseStatus) string {
 	return fmt.Sprintf("kuorum logs %s %s", node, l.Name)
 }
 
-// VIPActive is the state of a server that holds the virtual IP.
-const VIPActive = "active"
-
 // virtualIP is that it is at one place. A server that cannot tell, since its
 // balancer does not run, is found as such.
 func (v *view) virtualIP() []cluster.Finding {
-	address, known := v.spec.Spec.Endpoint.Address, false
 	var holders, why []string
+	elsewhere := false // at a server whose agent does not answer, and that is found
 	for _, r := range v.answering() {
 		s := r.Status.VIP
-		if s == nil || s.Error != "" {
+		switch {
+		case s == nil || s.Error != "" && phaseOf(*r.Status, "endpoint") != phaseReady:
 			continue
-		}
-		known = true
-		if s.State == VIPActive {
+		case s.Error != "":
+			why = append(why, r.Name+": "+s.Error)
+			continue
+		case s.State == cluster.VIPActive:
 			holders = append(holders, r.Name)
-		}
-		if s.Holder != "" && s.State != VIPActive && !v.answersAt(s.Holder) {
-			return nil // at a server whose agent does not answer, and that is found
+		case s.Holder != "" && !v.answersAt(s.Holder):
+			elsewhere = true
 		}
 		why = append(why, r.Name+" is "+s.State)
 	}
-	f := cluster.Finding{Severity: cluster.SeverityCritical, Why: strings.Join(why, "; ")}
+	address := v.spec.Spec.Endpoint.Address
 	switch {
-	case !known || len(holders) == 1:
+	case len(holders) > 1:
+		both := strings.Join(holders, " and ")
+		return []cluster.Finding{{
+			Code: codeVIPTwice, Severity: cluster.SeverityCritical,
+			What: fmt.Sprintf("the virtual IP %s is at %s at the same time", address, both),
+			Why:  "they do not hear each other's advertisements (VRRP, IP protocol 112)",
+			Do:   "Find what is between " + both + ": a firewall, a cut network.",
+		}}
+	case len(holders) == 1 || elsewhere || why == nil:
 		return nil
-	case len(holders) == 0:
-		f.Code, f.What = codeVIPNobody, "nobody holds the virtual IP "+address
-		f.Do = "kuorum logs " + v.spec.Servers()[0].Name + " endpoint"
-	default:
-		f.Code, f.What = codeVIPTwice, fmt.Sprintf("the virtual IP %s is at %s at the same time", address, strings.Join(holders, " and "))
-		f.Why = "they do not hear each other's advertisements (VRRP, IP protocol 112)"
-		f.Do = "Find what is between " + strings.Join(holders, " and ") + ": a firewall, a cut network."
 	}
-	return []cluster.Finding{f}
+	return []cluster.Finding{{
+		Code: codeVIPNobody, Severity: cluster.SeverityCritical,
+		What: "nobody holds the virtual IP " + address, Why: strings.Join(why, "; "),
+		Do: "kuorum logs " + v.spec.Servers()[0].Name + " endpoint",
+	}}
 }
 
 // answersAt tells whether the agent of the node at that address answers.

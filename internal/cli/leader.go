@@ -10,7 +10,6 @@ import (
 
 	"github.com/spf13/cobra"
 
-	"kuorum/internal/advise"
 	"kuorum/internal/cluster"
 	"kuorum/internal/lease"
 )
@@ -40,7 +39,7 @@ func (a *app) leaderCommand() *cobra.Command {
 		Use:   "leader",
 		Short: "Who leads: etcd's member, the scheduler and controller-manager at work, the virtual IP",
 		Long: `One of etcd's members leads, and of the schedulers and the controller-managers on the servers one each is at work: the
-holder of a lease, which it renews every 2 s. One server holds the virtual IP. The agents tell, so this is true also when
+holder of a lease, which it renews every 2 s by default. One server holds the virtual IP. The agents tell, so this is true also when
 the API is gone.
 
 Since when a member leads etcd is not known. The term is etcd's own, how often the lease has changed hands, or how often a
@@ -120,7 +119,7 @@ func vipLead(s cluster.Status) (lead, bool) {
 		there = true
 		l.Term = max(l.Term, uint64(max(0, v.Transitions))) //nolint:gosec // not negative
 		switch {
-		case v.State == advise.VIPActive && v.Since.After(l.Since):
+		case v.State == cluster.VIPActive && v.Since.After(l.Since):
 			l.Leader, l.Since = n.Name, v.Since
 		case l.Leader == "" && v.Holder != "":
 			l.Leader = byAddress[v.Holder]

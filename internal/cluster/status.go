@@ -139,11 +139,18 @@ type LeaseStatus struct {
 	Transitions int       `json:"transitions"`
 }
 
+// States of a server that may hold the virtual IP (RFC 9568, section 6.4). One that
+// takes no part yet has neither.
+const (
+	VIPActive = "active" // it holds the address
+	VIPBackup = "backup"
+)
+
 // VIPStatus is the virtual IP as one server sees it.
 type VIPStatus struct {
 	Error   string `json:"error,omitempty"` // why it is not known; all else but Address is empty then
 	Address string `json:"address"`
-	// State is active (this server holds it), backup, or initialize.
+	// State is VIPActive, VIPBackup, or initialize.
 	State string `json:"state"`
 	// Holder is the address of the server that holds it, empty when nobody is
 	// known to.

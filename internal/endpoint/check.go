@@ -99,8 +99,8 @@ func (p *probe) judge(ctx context.Context) (verdict, error) {
 // errLate says that a backend owes the answer to a ping for too long.
 var errLate = errors.New("no answer to a ping")
 
-// ping waits for as long as patience has it, and some more where this very
-// process had to wait for a processor. The answer is waited for even after that,
+// ping waits for as long as pace has it, longer where this very process had to
+// wait for a processor, or a packet may have been lost. The answer is waited for even after that,
 // to learn from it, so the connection is given up then.
 func (p *probe) ping(ctx context.Context) error {
 	most := time.Duration(p.cfg.Timeout)

@@ -5,6 +5,7 @@ import (
 	"crypto/x509"
 	"errors"
 	"fmt"
+	"net"
 	"net/netip"
 	"os"
 	"slices"
@@ -13,6 +14,7 @@ import (
 	"sigs.k8s.io/yaml"
 
 	"kuorum/internal/cluster"
+	"kuorum/internal/vrrp"
 )
 
 // Backend is one kube-apiserver.
@@ -72,6 +74,24 @@ type Config struct {
 	// Status is the loopback address (IP:PORT) of the plain HTTP status
 	// server; empty means none.
 	Status string `json:"status,omitempty"`
+}
+
+// VIP is the virtual IP that this machine may hold, as one of the servers.
+type VIP struct {
+	// Address is the virtual IP; where it is among the addresses that the
+	// balancer listens on, it is so also while another machine holds it.
+	Address string `json:"address"`
+	// Own is this machine's address on the same link; Peers are the other servers'.
+	Own   string   `json:"own"`
+	Peers []string `json:"peers,omitempty"`
+	// Rank is the server's place among all, from 0 on: where several could take
+	// the address, the lowest does.
+	Rank     int              `json:"rank"`
+	ID       int              `json:"id"`
+	Interval cluster.Duration `json:"interval"`
+	// Control is the path of a unix socket, for root only, that takes orders to
+	// move the address (MovePath), and tells of its clients (ClientsPath).
+	Control string `json:"control"`
 }
 
 func readConfig(path string) ([]byte, error) {
@@ -210,6 +230,52 @@ func (c Config) validateVIP() error {
 		return nil
 	}
 	return c.VIP.validate()
+}
+
+// is tells whether address, IP:PORT, is that of the virtual IP; a nil v has none.
+func (v *VIP) is(address string) bool {
+	host, _, err := net.SplitHostPort(address)
+	return v != nil && err == nil && host == v.Address
+}
+
+// router is cfg as the virtual router wants it, but for the interface.
+func (v VIP) router() (vrrp.Config, error) {
+	own, err := netip.ParseAddr(v.Own)
+	if err != nil {
+		return vrrp.Config{}, fmt.Errorf("vip.own: %w", err)
+	}
+	address, err := netip.ParseAddr(v.Address)
+	if err != nil {
+		return vrrp.Config{}, fmt.Errorf("vip.address: %w", err)
+	}
+	if v.ID < 1 || v.ID > 255 {
+		return vrrp.Config{}, fmt.Errorf("vip.id: %d is not between 1 and 255", v.ID)
+	}
+	cfg := vrrp.Config{
+		VRID: uint8(v.ID), Addresses: []netip.Addr{address}, Source: own,
+		Priority: vrrp.Spread(v.Rank, len(v.Peers)+1), Interval: time.Duration(v.Interval),
+	}
+	for i, text := range v.Peers {
+		peer, err := netip.ParseAddr(text)
+		if err != nil {
+			return vrrp.Config{}, fmt.Errorf("vip.peers[%d]: %w", i, err)
+		}
+		cfg.Peers = append(cfg.Peers, peer)
+	}
+	return cfg, nil
+}
+
+// validate says what is wrong with v, without looking at this machine.
+func (v VIP) validate() error {
+	router, err := v.router()
+	if err != nil {
+		return err
+	}
+	router.Interface = "any"
+	if err := router.Validate(); err != nil {
+		return fmt.Errorf("vip: %w", err)
+	}
+	return nil
 }
 
 func parseAddress(s string) (netip.AddrPort, error) {

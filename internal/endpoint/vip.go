@@ -14,31 +14,13 @@ import (
 	"slices"
 	"strconv"
 	"sync"
+	"sync/atomic"
 	"time"
 
-	"kuorum/internal/cluster"
 	"kuorum/internal/host"
 	"kuorum/internal/tickle"
 	"kuorum/internal/vrrp"
 )
-
-// VIP is the virtual IP that this machine may hold, as one of the servers.
-type VIP struct {
-	// Address is the virtual IP; where it is among the addresses that the
-	// balancer listens on, it is so also while another machine holds it.
-	Address string `json:"address"`
-	// Own is this machine's address on the same link; Peers are the other servers'.
-	Own   string   `json:"own"`
-	Peers []string `json:"peers,omitempty"`
-	// Rank is the server's place among all, from 0 on: where several could take
-	// the address, the lowest does.
-	Rank     int              `json:"rank"`
-	ID       int              `json:"id"`
-	Interval cluster.Duration `json:"interval"`
-	// Control is the path of a unix socket, for root only, that takes orders to
-	// move the address (MovePath), and tells of its clients (ClientsPath).
-	Control string `json:"control"`
-}
 
 // VIPPath of the status server answers GET with a cluster.VIPStatus. MovePath of
 // the control socket takes POST with the query to=ADDRESS of a peer: 200 when
@@ -73,6 +55,7 @@ type keeper struct {
 	clients *tickle.Clients // whom it serves there
 	others  tickle.Others   // whom the peers serve there
 	turned  chan struct{}   // one waits there when the address has come or gone
+	gone    atomic.Bool     // it has, since react looked last
 	open    func() (tickler, error)
 
 	mu       sync.Mutex
@@ -102,11 +85,16 @@ func (k *keeper) run(ctx context.Context, lit func() bool) {
 	var all sync.WaitGroup
 	defer all.Wait()
 	all.Go(func() { k.follow(ctx, lit) })
-	all.Go(func() { k.obey(ctx) })
+	all.Go(func() { k.again(ctx, k.obey) })
 	all.Go(func() { k.react(ctx) })
+	k.again(ctx, k.takePart)
+}
+
+// again does something until ctx is done, a second after each failure.
+func (k *keeper) again(ctx context.Context, do func(context.Context) error) {
 	for ctx.Err() == nil {
-		if err := k.takePart(ctx); err != nil {
-			k.log.ErrorContext(ctx, "cannot take part in keeping the virtual IP, will try again", "error", err)
+		if err := do(ctx); err != nil {
+			k.log.ErrorContext(ctx, "cannot keep the virtual IP as asked, will try again", "error", err)
 		}
 		select {
 		case <-ctx.Done():
@@ -157,6 +145,9 @@ func (k *keeper) router() *vrrp.Runner {
 // note logs every change of who holds the address, with its reason. It must not block.
 func (k *keeper) note(c vrrp.Change) {
 	if c.From != c.To {
+		if c.From == vrrp.Active {
+			k.gone.Store(true)
+		}
 		select {
 		case k.turned <- struct{}{}:
 		default:
@@ -191,14 +182,20 @@ func (k *keeper) react(ctx context.Context) {
 			return
 		case <-k.turned:
 		}
-		clients := &k.others
+		var moved []*tickle.Others
 		// The router tells its status when all has been done that a change asks for:
-		// the address is here by then, or gone.
-		if runner := k.router(); runner == nil || runner.Status().State != vrrp.Active {
-			clients = k.closeOwn(ctx)
+		// the address is here by then, or gone. It may have gone and come again.
+		here := k.router() != nil && k.router().Status().State == vrrp.Active
+		if k.gone.Swap(false) {
+			moved = append(moved, k.closeOwn(ctx))
+		}
+		if here {
+			moved = append(moved, &k.others)
 		}
 		// To its end, also if the address turns again: it is no less true then.
-		sending.Go(func() { k.tickle(ctx, clients) })
+		for _, clients := range moved {
+			sending.Go(func() { k.tickle(ctx, clients) })
+		}
 	}
 }
 
@@ -280,21 +277,21 @@ func (k *keeper) replace(cfg VIP) error {
 }
 
 // obey takes orders until ctx is done.
-func (k *keeper) obey(ctx context.Context) {
+func (k *keeper) obey(ctx context.Context) error {
 	control, err := k.listen(ctx)
 	if err != nil {
-		k.log.ErrorContext(ctx, "the virtual IP cannot be moved on demand", "error", err)
-		return
+		return fmt.Errorf("cannot take orders: %w", err)
 	}
 	server := &http.Server{Handler: k.orders(), ReadHeaderTimeout: 5 * time.Second}
 	defer context.AfterFunc(ctx, func() { _ = server.Close() })()
 	if err := server.Serve(control); !errors.Is(err, http.ErrServerClosed) {
-		k.log.ErrorContext(ctx, "the virtual IP cannot be moved on demand", "error", err)
+		return fmt.Errorf("cannot take orders: %w", err)
 	}
+	return nil
 }
 
-// listen makes the control socket; what an earlier process left is replaced. The
-// directory is root's alone.
+// listen makes the control socket; what an earlier process left is replaced. None
+// but root may write in its directory.
 func (k *keeper) listen(ctx context.Context) (net.Listener, error) {
 	path := k.config().Control
 	if err := os.Remove(path); err != nil && !errors.Is(err, fs.ErrNotExist) {
@@ -346,49 +343,3 @@ func (k *keeper) orders() http.Handler {
 
 // errNoRouter is before the virtual router has started for the first time.
 var errNoRouter = errors.New("this machine does not take part in keeping the virtual IP yet")
-
-// is tells whether address, IP:PORT, is that of the virtual IP; a nil v has none.
-func (v *VIP) is(address string) bool {
-	host, _, err := net.SplitHostPort(address)
-	return v != nil && err == nil && host == v.Address
-}
-
-// router is cfg as the virtual router wants it, but for the interface.
-func (v VIP) router() (vrrp.Config, error) {
-	own, err := netip.ParseAddr(v.Own)
-	if err != nil {
-		return vrrp.Config{}, fmt.Errorf("vip.own: %w", err)
-	}
-	address, err := netip.ParseAddr(v.Address)
-	if err != nil {
-		return vrrp.Config{}, fmt.Errorf("vip.address: %w", err)
-	}
-	if v.ID < 1 || v.ID > 255 {
-		return vrrp.Config{}, fmt.Errorf("vip.id: %d is not between 1 and 255", v.ID)
-	}
-	cfg := vrrp.Config{
-		VRID: uint8(v.ID), Addresses: []netip.Addr{address}, Source: own,
-		Priority: vrrp.Spread(v.Rank, len(v.Peers)+1), Interval: time.Duration(v.Interval),
-	}
-	for i, text := range v.Peers {
-		peer, err := netip.ParseAddr(text)
-		if err != nil {
-			return vrrp.Config{}, fmt.Errorf("vip.peers[%d]: %w", i, err)
-		}
-		cfg.Peers = append(cfg.Peers, peer)
-	}
-	return cfg, nil
-}
-
-// validate says what is wrong with v, without looking at this machine.
-func (v VIP) validate() error {
-	router, err := v.router()
-	if err != nil {
-		return err
-	}
-	router.Interface = "any"
-	if err := router.Validate(); err != nil {
-		return fmt.Errorf("vip: %w", err)
-	}
-	return nil
-}

@@ -282,7 +282,7 @@ func TestControlSocket(t *testing.T) {
 	k := newKeeper(cfg, slog.New(slog.DiscardHandler))
 	ctx, cancel := context.WithCancel(t.Context())
 	var all sync.WaitGroup
-	all.Go(func() { k.obey(ctx) })
+	all.Go(func() { k.again(ctx, k.obey) })
 	defer all.Wait()
 	defer cancel()
 	eventually(t, "the socket is there", func() bool {

@@ -230,6 +230,9 @@ func TestFreeze(t *testing.T) {
 			if err := top.Freeze(limited); err != nil {
 				t.Fatal(err)
 			}
+			if err := errors.Join(top.Thaw(), inner.Freeze(limited)); err != nil { // below, what is removed is not itself frozen
+				t.Fatal(err)
+			}
 			if err := top.Remove(limited); err != nil {
 				t.Errorf("what is frozen is not removed: %v", err)
 			}

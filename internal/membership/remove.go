@@ -239,9 +239,13 @@ func unknownNode(spec *cluster.Spec, name string) error {
 // guard is the quorum before and after the removal, and an error when that
 // must not be.
 func (s *Service) guard(ctx context.Context, spec *cluster.Spec, node cluster.Node, force bool) (Removed, error) { //nolint:revive // the flag is the user's
-	voters, err := agent.Settled(ctx, func(ctx context.Context) ([]cluster.Voter, error) {
+	look := func(ctx context.Context) ([]cluster.Voter, error) {
 		return advise.Voters(spec, s.Agents.Reports(ctx, spec.Spec.Nodes)), nil
-	})
+	}
+	voters, err := look(ctx)
+	if !force && spec.HasMember(node) {
+		voters, err = agent.Settled(ctx, look)
+	}
 	if err != nil {
 		return Removed{}, err
 	}

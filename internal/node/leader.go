@@ -21,7 +21,6 @@ import (
 	"kuorum/internal/lease"
 	"kuorum/internal/supervise"
 	"kuorum/internal/tickle"
-	"kuorum/internal/vrrp"
 )
 
 // balancer is where a server reaches an API server also when its own does not work.
@@ -225,11 +224,11 @@ func (a *Agent) yieldVIP(ctx context.Context) {
 	if !a.machine.Spec.HasVIP() {
 		return
 	}
-	if s := askVIP(ctx, ""); s.State != string(vrrp.Active) {
+	if s := askVIP(ctx, ""); s.State != cluster.VIPActive {
 		return
 	}
 	for _, r := range a.agents.Reports(ctx, spec.Servers()) {
-		if r.Name == a.machine.Node.Name || r.Status == nil || r.Status.VIP == nil || r.Status.VIP.State != string(vrrp.Backup) || r.Status.VIP.Impaired {
+		if r.Name == a.machine.Node.Name || r.Status == nil || r.Status.VIP == nil || r.Status.VIP.State != cluster.VIPBackup || r.Status.VIP.Impaired {
 			continue
 		}
 		err := a.moveVIP(ctx, r.Name)
