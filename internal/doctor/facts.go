@@ -37,6 +37,14 @@ type Memory struct{ Total, Available, SwapTotal, SwapFree int64 }
 // Inotify is how many instances root's processes hold, and may hold.
 type Inotify struct{ Used, Limit int }
 
+// Enough is a limit that has what need takes: the one that is, or a higher one.
+func (i Inotify) Enough(need Need) int {
+	if i.Limit-i.Used >= need.Inotify {
+		return i.Limit
+	}
+	return max(512, 2*i.Limit, i.Used+2*need.Inotify)
+}
+
 // Disk is the file system that a directory is on, or will be.
 type Disk struct {
 	Dir        string // the directory, or the nearest above it that exists

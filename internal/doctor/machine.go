@@ -151,7 +151,7 @@ func (f Facts) inotify(need Need) Check {
 	}
 	return c.found(StateFailed,
 		fmt.Sprintf("there are too few inotify instances for %s: %s %d, %d of %d are free", need.For, need.Who, need.Inotify, free, f.Inotify.Limit),
-		fmt.Sprintf("sysctl -w fs.inotify.max_user_instances=%d    (and a file in /etc/sysctl.d to keep it)", max(512, 2*f.Inotify.Limit)))
+		fmt.Sprintf("sysctl -w fs.inotify.max_user_instances=%d    (and a file in /etc/sysctl.d to keep it)", f.Inotify.Enough(need)))
 }
 
 func (f Facts) swap() Check {

@@ -60,8 +60,8 @@ func TestMachine(t *testing.T) {
 		{"one processor", func(f *Facts) { f.Processors = 1 }, "warning processors: a server should have 2 processors"},
 		{"swap that is not used", func(f *Facts) { f.Memory.SwapTotal, f.Memory.SwapFree = gib, gib }, "ok swap: swap is on"},
 		{"swap that is used", func(f *Facts) { f.Memory.SwapTotal, f.Memory.SwapFree = gib, gib-101*mib }, "warning swap: programs of this machine are swapped out"},
-		{"few inotify instances", func(f *Facts) { f.Inotify.Used = 109 }, "failed inotify: there are too few inotify instances for a server: a server needs 20, 19 of 128 are free"},
-		{"just enough of them", func(f *Facts) { f.Inotify.Used = 108 }, ""},
+		{"few inotify instances", func(f *Facts) { f.Inotify.Used = 101 }, "failed inotify: there are too few inotify instances for a server: a server needs 28, 27 of 128 are free"},
+		{"just enough of them", func(f *Facts) { f.Inotify.Used = 100 }, ""},
 		{"no capability", func(f *Facts) { f.LowerOOM = false }, "ok rights: programs cannot be protected from the kernel's killer"},
 		{"not root", func(f *Facts) { f.Root = false }, "warning rights: what needs root was skipped"},
 	} {

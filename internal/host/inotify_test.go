@@ -34,3 +34,21 @@ func TestInotify(t *testing.T) {
 		t.Errorf("it counts %d, of which we alone have %d: %v", used, own, err)
 	}
 }
+
+func TestLimitInotify(t *testing.T) {
+	_, limit, err := Inotify()
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer func() {
+		if err := LimitInotify(limit); err != nil {
+			t.Error(err)
+		}
+	}()
+	if err := LimitInotify(limit + 7); err != nil {
+		t.Fatal(err)
+	}
+	if _, now, err := Inotify(); err != nil || now != limit+7 {
+		t.Errorf("the limit is %d, %v", now, err)
+	}
+}

@@ -34,7 +34,9 @@ func checkHost(ctx context.Context, root string, spec *cluster.Spec, l *Lab) err
 	if _, running := l.Running(); running {
 		return nil // it has what it needs
 	}
-	if err := doctor.FirstProblem(facts.Space(doctor.LabNeed(spec))); err != nil {
+	need := doctor.LabNeed(spec)
+	letInotify(&facts, need)
+	if err := doctor.FirstProblem(facts.Space(need)); err != nil {
 		return err
 	}
 	return doctor.OverlayDisk(facts.Disk.Dir, host.TryOverlay(facts.Disk.Dir)).Problem()
@@ -63,13 +65,26 @@ func (u *Up) checkEtcd(ctx context.Context) error {
 	return context.Cause(ctx)
 }
 
-// CheckRoom refuses a further machine that this host has no room for.
+// CheckRoom refuses a further machine that this host has no room for, and raises
+// its limit of inotify instances where that is all that is missing.
 func (l *Lab) CheckRoom(ctx context.Context, role cluster.Role) error {
 	facts, err := doctor.Measure(ctx, l.dir)
 	if err != nil {
 		return err
 	}
-	return doctor.FirstProblem(facts.Space(doctor.MachineNeed(role)))
+	need := doctor.MachineNeed(role)
+	letInotify(&facts, need)
+	return doctor.FirstProblem(facts.Space(need))
+}
+
+// letInotify raises the host's limit of inotify instances when too few are free:
+// 128, the kernel's own, is too low for a second lab, and a program that gets none
+// ends. Where it may not be raised, the check that follows says what to do.
+func letInotify(facts *doctor.Facts, need doctor.Need) {
+	limit := facts.Inotify.Enough(need)
+	if limit != facts.Inotify.Limit && host.LimitInotify(limit) == nil {
+		facts.Inotify.Limit = limit
+	}
 }
 
 // RequireRoot refuses to go on without root's rights; command is what to call

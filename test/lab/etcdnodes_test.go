@@ -42,7 +42,7 @@ func (l *lab) awaitVoters(t *testing.T, names ...string) {
 // them loses its power while the API is written to; the quorum is reckoned by
 // them and not by servers; they, and servers, come and go.
 func TestEtcdNodes(t *testing.T) {
-	restShared(t)                                                           // hosts allow few inotify instances
+	restShared(t)                                                           // eight machines are enough for one host
 	l := ownLab(t, "apart", "--etcd", "3", "--servers", "2", "--no-switch") // with a first pod
 	l.awaitReady(t)
 	all := []string{"e1", "e2", "e3"}

@@ -21,6 +21,8 @@ import (
 
 	typed "k8s.io/client-go/kubernetes/typed/core/v1"
 	"k8s.io/client-go/tools/clientcmd"
+
+	"kuorum/internal/host"
 )
 
 // suite is what all tests share: a directory of their own for labs and
@@ -46,6 +48,12 @@ func run(m *testing.M) int {
 		fmt.Fprintln(os.Stderr, "cannot look at this host:", err)
 		return 1
 	}
+	_, limit, err := host.Inotify()
+	if err != nil {
+		fmt.Fprintln(os.Stderr, err)
+		return 1
+	}
+	defer func() { _ = host.LimitInotify(limit) }() // `up` raises it, for as long as the host runs
 	if tests.binary, err = filepath.Abs("../../bin/kuorum"); err == nil {
 		_, err = os.Stat(tests.binary)
 	}

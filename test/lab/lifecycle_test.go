@@ -12,6 +12,8 @@ import (
 	"syscall"
 	"testing"
 	"time"
+
+	"kuorum/internal/host"
 )
 
 func buildHello(t *testing.T, archive string) {
@@ -223,6 +225,28 @@ func TestTwoLabsSideBySide(t *testing.T) {
 	cmd.Env = append(cmd.Env, "KUBECONFIG="+filepath.Join(t.TempDir(), "none"))
 	if r := finish(t, cmd); r.code != 2 || !strings.Contains(r.talk, "no cluster is chosen") {
 		t.Errorf("with two labs and none chosen: code %d: %s", r.code, r.talk)
+	}
+}
+
+// TestInotifyLimitIsRaised: a lab comes up whole, and stays so, on a host whose
+// limit of inotify instances is too low for it.
+func TestInotifyLimitIsRaised(t *testing.T) {
+	used, limit, err := host.Inotify()
+	if err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() {
+		if _, now, err := host.Inotify(); err != nil || host.LimitInotify(max(limit, now)) != nil {
+			t.Errorf("the limit is %d, and was %d: %v", now, limit, err)
+		}
+	})
+	if err := host.LimitInotify(used + 10); err != nil {
+		t.Fatal(err)
+	}
+	l := ownLab(t, "limits", "--servers", "1")
+	l.awaitReady(t)
+	if after, _, err := host.Inotify(); err != nil || after-used > 28 {
+		t.Errorf("a server holds %d instances, more than `up` reckons with: %v", after-used, err)
 	}
 }
 

@@ -167,7 +167,7 @@ func (l *lab) spare(t *testing.T, name string) {
 // TestGrowAndShrink takes a lab from one server to five and back under writes,
 // without its founder in the end.
 func TestGrowAndShrink(t *testing.T) {
-	restShared(t) // eight servers need more inotify instances than most hosts allow
+	restShared(t) // eight servers are enough for one host
 	l := ownLab(t, "grow", "--servers", "1", "--no-switch")
 	_, end := l.underWrites(t, "grow")
 	step := func(name string, servers []string, verbs ...[]string) {
