@@ -9,13 +9,13 @@ import (
 	"syscall"
 )
 
-const inotifyLimit = "/proc/sys/fs/inotify/max_user_instances"
+const inotifyLimit = "fs/inotify/max_user_instances"
 
 // Inotify is how many instances of inotify all processes of root hold, and how
 // many they may (inotify(7)). The kernel counts them per user, across all
 // containers and namespaces that have no user namespace of their own.
 func Inotify() (used, limit int, err error) {
-	text, err := os.ReadFile(inotifyLimit)
+	text, err := os.ReadFile(filepath.Join("/proc/sys", inotifyLimit))
 	if err != nil {
 		return 0, 0, fmt.Errorf("cannot read the limit of inotify: %w", err)
 	}
@@ -36,12 +36,7 @@ func Inotify() (used, limit int, err error) {
 
 // LimitInotify sets how many instances the processes of each user may hold, on
 // the whole host and until it starts again.
-func LimitInotify(limit int) error {
-	if err := os.WriteFile(inotifyLimit, []byte(strconv.Itoa(limit)), 0o644); err != nil { //nolint:gosec // it is there
-		return fmt.Errorf("cannot set the limit of inotify: %w", err)
-	}
-	return nil
-}
+func LimitInotify(limit int) error { return Sysctl(inotifyLimit, strconv.Itoa(limit)) }
 
 // rootOwns tells whether the process whose descriptor that is runs as root.
 func rootOwns(link string) bool {

@@ -35,11 +35,13 @@ func checkHost(ctx context.Context, root string, spec *cluster.Spec, l *Lab) err
 		return nil // it has what it needs
 	}
 	need := doctor.LabNeed(spec)
-	letInotify(&facts, need)
-	if err := doctor.FirstProblem(facts.Space(need)); err != nil {
+	if err := checkSpace(facts, need); err != nil {
 		return err
 	}
-	return doctor.OverlayDisk(facts.Disk.Dir, host.TryOverlay(facts.Disk.Dir)).Problem()
+	if err := doctor.OverlayDisk(facts.Disk.Dir, host.TryOverlay(facts.Disk.Dir)).Problem(); err != nil {
+		return err
+	}
+	return letInotify(facts, need)
 }
 
 // etcdPatience is how long a look at somebody else's etcd may take.
@@ -73,18 +75,28 @@ func (l *Lab) CheckRoom(ctx context.Context, role cluster.Role) error {
 		return err
 	}
 	need := doctor.MachineNeed(role)
-	letInotify(&facts, need)
+	if err := checkSpace(facts, need); err != nil {
+		return err
+	}
+	return letInotify(facts, need)
+}
+
+// checkSpace refuses what this host has no room for, but for inotify instances.
+func checkSpace(facts doctor.Facts, need doctor.Need) error {
+	facts.Inotify.Limit = facts.Inotify.Enough(need)
 	return doctor.FirstProblem(facts.Space(need))
 }
 
-// letInotify raises the host's limit of inotify instances when too few are free:
-// 128, the kernel's own, is too low for a second lab, and a program that gets none
-// ends. Where it may not be raised, the check that follows says what to do.
-func letInotify(facts *doctor.Facts, need doctor.Need) {
+// letInotify raises the host's limit of inotify instances when too few are free, once
+// nothing else is in the way: 128, the kernel's own, is too low for a second lab,
+// and a program that gets none ends. Where it may not be raised, the error says what
+// to do.
+func letInotify(facts doctor.Facts, need doctor.Need) error {
 	limit := facts.Inotify.Enough(need)
-	if limit != facts.Inotify.Limit && host.LimitInotify(limit) == nil {
-		facts.Inotify.Limit = limit
+	if limit == facts.Inotify.Limit || host.LimitInotify(limit) == nil {
+		return nil
 	}
+	return doctor.FirstProblem(facts.Space(need))
 }
 
 // RequireRoot refuses to go on without root's rights; command is what to call

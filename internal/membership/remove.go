@@ -242,10 +242,11 @@ func (s *Service) guard(ctx context.Context, spec *cluster.Spec, node cluster.No
 	look := func(ctx context.Context) ([]cluster.Voter, error) {
 		return advise.Voters(spec, s.Agents.Reports(ctx, spec.Spec.Nodes)), nil
 	}
-	voters, err := look(ctx)
 	if !force && spec.HasMember(node) {
-		voters, err = agent.Settled(ctx, look)
+		once := look
+		look = func(ctx context.Context) ([]cluster.Voter, error) { return agent.Settled(ctx, once) }
 	}
+	voters, err := look(ctx)
 	if err != nil {
 		return Removed{}, err
 	}
