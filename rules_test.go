@@ -21,7 +21,7 @@ import (
 // their user declares. A new package needs a place here.
 var layers = []string{
 	"cluster host step",
-	"pki supervise bundle agent advise datadir fault vrrp tickle",
+	"pki supervise bundle agent advise datadir fault vrrp tickle handover",
 	"component doctor endpoint etcd keyring kubeapi kubeconfig",
 	"lease membership relocation",
 	"node lab",

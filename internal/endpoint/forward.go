@@ -7,14 +7,11 @@ import (
 	"io"
 	"log/slog"
 	"net"
-	"net/netip"
 	"slices"
 	"sync"
 	"sync/atomic"
 	"syscall"
 	"time"
-
-	"kuorum/internal/tickle"
 )
 
 const (
@@ -131,36 +128,6 @@ func bare(conn net.Conn) net.Conn {
 		return l.Conn
 	}
 	return conn
-}
-
-// guests is a listener whose clients are known for as long as they are connected.
-type guests struct {
-	net.Listener
-	known *tickle.Clients
-}
-
-// Accept returns a *link, which Splice looks through.
-func (g guests) Accept() (net.Conn, error) {
-	conn, err := g.Listener.Accept()
-	if err != nil {
-		return nil, err
-	}
-	client, err := netip.ParseAddrPort(conn.RemoteAddr().String())
-	if err != nil {
-		return conn, nil //nolint:nilerr // not TCP: nobody else could know this client
-	}
-	return &link{Conn: conn, release: g.known.Add(client, reset{conn})}, nil
-}
-
-// reset closes a connection without a word, and without what was not sent yet:
-// its packets would reach nobody.
-type reset struct{ net.Conn }
-
-func (r reset) Close() error {
-	if tcp, ok := r.Conn.(*net.TCPConn); ok {
-		_ = tcp.SetLinger(0) // closed already, or it takes a while longer
-	}
-	return r.Conn.Close()
 }
 
 // closeAll ignores errors: a connection is closed because it is of no use.

@@ -17,6 +17,7 @@ import (
 	"sync/atomic"
 	"time"
 
+	"kuorum/internal/handover"
 	"kuorum/internal/host"
 	"kuorum/internal/tickle"
 	"kuorum/internal/vrrp"
@@ -24,7 +25,9 @@ import (
 
 // VIPPath of the status server answers GET with a cluster.VIPStatus. MovePath of
 // the control socket takes POST with the query to=ADDRESS of a peer: 200 when
-// that one holds the virtual IP, else the reason as text.
+// that one holds the virtual IP, else the reason as text. With keep=true the
+// connections with it stay here until they end: the peer was prepared by a POST to
+// its ExpectPath, with from=ADDRESS of this machine.
 //
 // ClientsPath of the control socket answers GET with a tickle.List of the virtual
 // IP's clients here, as tickle.Clients.Wait does; the query since=VERSION is what
@@ -32,6 +35,7 @@ import (
 const (
 	VIPPath     = "/vip"
 	MovePath    = "/vip/move"
+	ExpectPath  = "/vip/expect"
 	ClientsPath = "/vip/clients"
 )
 
@@ -61,7 +65,8 @@ type keeper struct {
 	mu       sync.Mutex
 	cfg      VIP
 	impaired bool
-	runner   *vrrp.Runner // nil until there is one
+	runner   *vrrp.Runner   // nil until there is one
+	side     *handover.Side // of moves in order; that of a machine without a router does nothing
 }
 
 // tickler is a host.Tickler, but for tests.
@@ -74,7 +79,7 @@ type tickler interface {
 // server it leaves the address to others.
 func newKeeper(cfg VIP, log *slog.Logger) *keeper {
 	return &keeper{
-		cfg: cfg, log: log, impaired: true, clients: tickle.NewClients(), turned: make(chan struct{}, 1),
+		cfg: cfg, log: log, impaired: true, clients: tickle.NewClients(), turned: make(chan struct{}, 1), side: new(handover.Side),
 		open: func() (tickler, error) { return host.OpenTickler() },
 	}
 }
@@ -115,18 +120,28 @@ func (k *keeper) takePart(ctx context.Context) error {
 	if err != nil {
 		return err
 	}
-	runner, err := vrrp.New(router, wire, vrrp.NewHolder(router), k.note)
+	side := k.newSide(ctx, router)
+	runner, err := vrrp.New(router, wire, side, k.note)
 	if err != nil {
 		return errors.Join(err, wire.Close())
 	}
 	k.mu.Lock()
 	runner.SetImpaired(k.impaired)
-	k.runner = runner
+	k.runner, k.side = runner, side
 	if now, err := k.cfg.router(); err == nil { // it may have changed meanwhile
 		_ = runner.SetPeers(now.Peers, now.Priority) // as valid as what it has
 	}
 	k.mu.Unlock()
-	return runner.Run(ctx)
+	return errors.Join(runner.Run(ctx), side.Close())
+}
+
+func (k *keeper) newSide(ctx context.Context, router vrrp.Config) *handover.Side {
+	place := handover.Place{Link: router.Interface, Own: router.Source, Front: k.front}
+	side, err := handover.New(place, vrrp.NewHolder(router), k.log)
+	if err != nil {
+		k.log.WarnContext(ctx, "something is left of an earlier move of the virtual IP", "error", err)
+	}
+	return side
 }
 
 func (k *keeper) config() VIP {
@@ -148,10 +163,7 @@ func (k *keeper) note(c vrrp.Change) {
 		if c.From == vrrp.Active {
 			k.gone.Store(true)
 		}
-		select {
-		case k.turned <- struct{}{}:
-		default:
-		}
+		k.turn()
 	}
 	args := []any{"state", c.To, "was", c.From, "reason", c.Reason}
 	if c.Peer.IsValid() {
@@ -160,74 +172,20 @@ func (k *keeper) note(c vrrp.Change) {
 	k.log.Info("virtual IP", args...)
 }
 
+// turn has react look.
+func (k *keeper) turn() {
+	select {
+	case k.turned <- struct{}{}:
+	default:
+	}
+}
+
 // watch is called before run, with what listens at the virtual IP.
 func (k *keeper) watch(ln net.Listener) net.Listener {
 	if tcp, ok := ln.Addr().(*net.TCPAddr); ok {
 		k.front = tcp.AddrPort()
 	}
 	return guests{ln, k.clients}
-}
-
-// react does for the clients what their kernels cannot know. When the address has
-// come, those that another machine had are reset. When it has gone, our own
-// connections with it are closed, since their packets go elsewhere now, and their
-// clients are reset by whoever has the address: it may have had that all along, while
-// a parted network did not show it.
-func (k *keeper) react(ctx context.Context) {
-	var sending sync.WaitGroup
-	defer sending.Wait()
-	for {
-		select {
-		case <-ctx.Done():
-			return
-		case <-k.turned:
-		}
-		var moved []*tickle.Others
-		// The router tells its status when all has been done that a change asks for:
-		// the address is here by then, or gone. It may have gone and come again.
-		here := k.router() != nil && k.router().Status().State == vrrp.Active
-		if k.gone.Swap(false) {
-			moved = append(moved, k.closeOwn(ctx))
-		}
-		if here {
-			moved = append(moved, &k.others)
-		}
-		// To its end, also if the address turns again: it is no less true then.
-		for _, clients := range moved {
-			sending.Go(func() { k.tickle(ctx, clients) })
-		}
-	}
-}
-
-// closeOwn closes our own connections and returns whose they were.
-func (k *keeper) closeOwn(ctx context.Context) *tickle.Others {
-	var own tickle.Others
-	clients := k.clients.Close()
-	if len(clients) > 0 {
-		k.log.InfoContext(ctx, "the virtual IP is elsewhere, closed the connections with it", "connections", len(clients))
-	}
-	own.Remember(k.front.Addr(), clients)
-	return &own
-}
-
-// tickle has clients notice that the address has moved. An answer that comes to a
-// machine with their connection does them no harm.
-func (k *keeper) tickle(ctx context.Context, clients *tickle.Others) {
-	if !k.front.IsValid() {
-		return
-	}
-	out, err := k.open()
-	if err != nil {
-		k.log.ErrorContext(ctx, "clients of the virtual IP that only listen will not notice that it has moved", "error", err)
-		return
-	}
-	r := tickle.Send(ctx, clients, func(client netip.AddrPort) error { return out.Tickle(k.front, client) })
-	if err := errors.Join(r.Last, out.Close()); err != nil {
-		k.log.WarnContext(ctx, "not all clients of the virtual IP could be told that it has moved", "failures", r.Failed, "last_error", err)
-	}
-	if r.Clients > 0 {
-		k.log.InfoContext(ctx, "told clients that the virtual IP has moved", "clients", r.Clients)
-	}
 }
 
 // follow tells the router how the balancer is. Light counts at once, darkness
@@ -242,6 +200,9 @@ func (k *keeper) follow(ctx context.Context, lit func() bool) {
 			k.setImpaired(false)
 		case now.Sub(seen) >= darkness:
 			k.setImpaired(true)
+		}
+		if side := k.moves(); side.Tick(time.Now(), k.others.None(side.For())) {
+			k.turn()
 		}
 	})
 }
@@ -310,15 +271,12 @@ func (k *keeper) listen(ctx context.Context) (net.Listener, error) {
 func (k *keeper) orders() http.Handler {
 	mux := http.NewServeMux()
 	mux.HandleFunc("POST "+MovePath, func(w http.ResponseWriter, r *http.Request) {
-		to, err := netip.ParseAddr(r.URL.Query().Get("to"))
-		runner := k.router()
-		if err == nil && runner == nil {
-			err = errNoRouter
+		if err := k.move(r); err != nil {
+			http.Error(w, err.Error(), http.StatusConflict)
 		}
-		if err == nil {
-			err = runner.Move(r.Context(), to)
-		}
-		if err != nil {
+	})
+	mux.HandleFunc("POST "+ExpectPath, func(w http.ResponseWriter, r *http.Request) {
+		if err := k.expect(r); err != nil {
 			http.Error(w, err.Error(), http.StatusConflict)
 		}
 	})

@@ -21,6 +21,7 @@ import (
 	"time"
 
 	"kuorum/internal/cluster"
+	"kuorum/internal/host"
 	"kuorum/internal/tickle"
 	"kuorum/internal/vrrp"
 )
@@ -400,5 +401,23 @@ func TestGuests(t *testing.T) {
 	cancel()
 	if err := <-done; err != nil {
 		t.Error(err)
+	}
+}
+
+func TestQuiet(t *testing.T) {
+	for _, tc := range []struct {
+		sent, received time.Duration
+		want           bool
+	}{
+		{10 * time.Millisecond, 20 * time.Millisecond, false},
+		{999 * time.Millisecond, 2 * time.Second, false},
+		{time.Second, 2 * time.Second, true},
+		{2 * time.Second, time.Second, false}, // a question that is not answered yet
+		{time.Hour, longQuiet - 1, false},
+		{time.Hour, longQuiet, true},
+	} {
+		if got := isQuiet(host.Exchange{Sent: tc.sent, Received: tc.received}); got != tc.want {
+			t.Errorf("sent %v ago, received %v ago: %t", tc.sent, tc.received, got)
+		}
 	}
 }

@@ -105,6 +105,25 @@ func AnnounceAddress(link string, address netip.Addr) error {
 	return nil
 }
 
+// Neighbour is the hardware address by which a link reaches a neighbour that this
+// machine has talked with lately; an error says that the kernel does not know it.
+func Neighbour(link string, address netip.Addr) (net.HardwareAddr, error) {
+	to, err := netlink.LinkByName(link)
+	if err != nil {
+		return nil, fmt.Errorf("cannot find link %s: %w", link, err)
+	}
+	list, err := netlink.NeighList(to.Attrs().Index, netlink.FAMILY_ALL)
+	if err != nil {
+		return nil, fmt.Errorf("cannot list the neighbours on %s: %w", link, err)
+	}
+	for _, n := range list {
+		if n.IP.Equal(address.AsSlice()) && len(n.HardwareAddr) == 6 {
+			return n.HardwareAddr, nil
+		}
+	}
+	return nil, fmt.Errorf("%s is no known neighbour on %s", address, link)
+}
+
 // arpFrame is a gratuitous ARP message (RFC 826), of operation 1 a request and of 2
 // a reply.
 func arpFrame(operation byte, mac net.HardwareAddr, address netip.Addr) []byte {

@@ -13,7 +13,7 @@ import (
 // Paths of the agents' API that this package is behind.
 const (
 	MovePath    = "/v1/leader/move"    // POST Order, answers Moved; to the leader's agent; as a server or an administrator
-	StandbyPath = "/v1/leader/standby" // POST Order; this server's standby starts again, and looks at the lease as it does; the same
+	StandbyPath = "/v1/leader/standby" // POST Order; this server's standby starts again, and looks at the lease as it does, or prepares for the virtual IP; the same
 )
 
 // VIP in an Order is the virtual IP, which no lease is about.
@@ -23,6 +23,8 @@ const VIP = "vip"
 type Order struct {
 	Program string `json:"program"`
 	To      string `json:"to"` // a node's name
+	// From is the node that has the virtual IP, for whoever is to take it over; only there.
+	From string `json:"from,omitempty"`
 }
 
 // Moved is who leads after an Order. A third server may have been quicker: each

@@ -323,7 +323,7 @@ func (a *Agent) Run(ctx context.Context) error {
 	if errors.Is(end, errRemoved) && a.server != nil && a.member != nil {
 		a.partInPeace(stopping)
 	}
-	if err := errors.Join(err, a.supervisor.Stop(stopping)); err != nil {
+	if err := errors.Join(err, a.stopComponents(stopping)); err != nil {
 		return err
 	}
 	return end

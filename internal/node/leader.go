@@ -4,6 +4,7 @@ import (
 	"bytes"
 	"context"
 	"encoding/json"
+	"errors"
 	"fmt"
 	"io"
 	"net"
@@ -138,6 +139,9 @@ func (a *Agent) restartStandby(r *http.Request, in lease.Order) (nothing, error)
 	if err := a.mayMoveLeads(r); err != nil {
 		return nothing{}, err
 	}
+	if in.Program == lease.VIP {
+		return nothing{}, a.expectVIP(r.Context(), in.From)
+	}
 	e, err := a.electionOf(in.Program)
 	if err != nil {
 		return nothing{}, err
@@ -175,6 +179,12 @@ func (a *Agent) yieldLeads(ctx context.Context) {
 	all.Wait()
 }
 
+// stopComponents ends the balancer last: requests that are under way pass through it,
+// and an API server that stops in order needs a moment to send its clients away.
+func (a *Agent) stopComponents(ctx context.Context) error {
+	return errors.Join(a.supervisor.Stop(ctx, "endpoint"), a.supervisor.Stop(ctx))
+}
+
 // askVIP asks this machine's balancer, which knows all of the virtual IP.
 func askVIP(ctx context.Context, address string) *cluster.VIPStatus {
 	unknown := func(err error) *cluster.VIPStatus { return &cluster.VIPStatus{Address: address, Error: err.Error()} }
@@ -197,24 +207,32 @@ func askVIP(ctx context.Context, address string) *cluster.VIPStatus {
 	return &s
 }
 
-// moveVIP hands the virtual IP over to another server, if it is here.
+// moveVIP hands the virtual IP over to another server, if it is here. Connections with
+// it stay alive where that one is prepared for them.
 func (a *Agent) moveVIP(ctx context.Context, to string) error {
 	heir, ok := a.spec.Load().Node(to)
 	if !ok || heir.Role != cluster.RoleServer {
 		return &cluster.Problem{What: fmt.Sprintf("%q is no server", to), Exit: cluster.ExitUsage}
 	}
-	resp, err := balancerControl.do(ctx, http.MethodPost, endpoint.MovePath+"?to="+heir.Address, nil)
-	if err != nil {
-		return &cluster.Problem{What: "the balancer of " + a.machine.Node.Name + " does not move the virtual IP", Err: err, Do: "kuorum status"}
+	order := lease.Order{Program: lease.VIP, To: to, From: a.machine.Node.Name}
+	prepared := a.agents.Call(ctx, heir.Address, lease.StandbyPath, order, nil)
+	if prepared != nil {
+		a.options.Log.Warn("connections with the virtual IP end as it moves", "to", to, "reason", prepared)
 	}
-	defer resp.Body.Close()
-	if resp.StatusCode == http.StatusOK {
-		return nil
+	path := fmt.Sprintf("%s?to=%s&keep=%t", endpoint.MovePath, heir.Address, prepared == nil)
+	if err := balancerControl.order(ctx, path); err != nil {
+		return &cluster.Problem{What: "the virtual IP is not moved to " + to, Err: err, Do: "kuorum leader", Exit: cluster.ExitRefused}
 	}
-	why, _ := io.ReadAll(io.LimitReader(resp.Body, 1<<10))
-	return &cluster.Problem{
-		What: "the virtual IP is not moved to " + to, Why: strings.TrimSpace(string(why)), Do: "kuorum leader", Exit: cluster.ExitRefused,
+	return nil
+}
+
+// expectVIP prepares this server's balancer for the virtual IP of another server.
+func (a *Agent) expectVIP(ctx context.Context, from string) error {
+	holder, ok := a.spec.Load().Node(from)
+	if !ok || holder.Role != cluster.RoleServer {
+		return &cluster.Problem{What: fmt.Sprintf("%q is no server", from), Exit: cluster.ExitUsage}
 	}
+	return balancerControl.order(ctx, endpoint.ExpectPath+"?from="+holder.Address)
 }
 
 // yieldVIP hands the virtual IP over before this server stops, if it is here, to one
@@ -277,16 +295,23 @@ func (c control) tell(ctx context.Context, server netip.Addr, clients []netip.Ad
 	if err != nil {
 		return err
 	}
-	resp, err := c.do(ctx, http.MethodPost, endpoint.ClientsPath, bytes.NewReader(body))
+	return c.post(ctx, endpoint.ClientsPath, bytes.NewReader(body))
+}
+
+// order has the balancer do something, or say why not.
+func (c control) order(ctx context.Context, path string) error { return c.post(ctx, path, nil) }
+
+func (c control) post(ctx context.Context, path string, body io.Reader) error {
+	resp, err := c.do(ctx, http.MethodPost, path, body)
 	if err != nil {
-		return err
+		return fmt.Errorf("the balancer does not answer: %w", err)
 	}
 	defer resp.Body.Close()
 	if resp.StatusCode == http.StatusOK {
 		return nil
 	}
 	why, _ := io.ReadAll(io.LimitReader(resp.Body, 1<<10))
-	return fmt.Errorf("the balancer answers %s: %s", resp.Status, strings.TrimSpace(string(why)))
+	return fmt.Errorf("the balancer answers: %s", strings.TrimSpace(string(why)))
 }
 
 func clientsSince(path string, since uint64) string {

@@ -82,9 +82,7 @@ func (c *Clients) change() {
 // Close closes all connections, and returns whose they were. They are forgotten as
 // their owners notice, by remove.
 func (c *Clients) Close() []netip.AddrPort {
-	c.mu.Lock()
-	all := slices.Collect(maps.Keys(c.conns))
-	c.mu.Unlock()
+	all := c.all()
 	clients := make([]netip.AddrPort, len(all))
 	for i, e := range all {
 		clients[i] = e.client
@@ -92,6 +90,25 @@ func (c *Clients) Close() []netip.AddrPort {
 	}
 	return clients
 }
+
+// Each calls do with every connection, one after another, and returns how many they
+// are. do may close it.
+func (c *Clients) Each(do func(conn io.Closer)) int {
+	all := c.all()
+	for _, e := range all {
+		do(e.conn)
+	}
+	return len(all)
+}
+
+func (c *Clients) all() []*entry {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	return slices.Collect(maps.Keys(c.conns))
+}
+
+// Now returns whose the connections are.
+func (c *Clients) Now() []netip.AddrPort { return c.list().Clients }
 
 // Wait returns who is connected. It waits until that is another version than since,
 // for Patience at most, and then a little longer, so that many changes are one answer.

@@ -26,6 +26,14 @@ func (o *Others) Remember(machine netip.Addr, clients []netip.AddrPort) {
 	o.lists[machine] = clients[:min(len(clients), MaxClients)]
 }
 
+// None tells whether that machine is known to have no clients.
+func (o *Others) None(machine netip.Addr) bool {
+	o.mu.Lock()
+	defer o.mu.Unlock()
+	clients, known := o.lists[machine]
+	return known && len(clients) == 0
+}
+
 // Keep forgets what is known of all other machines.
 func (o *Others) Keep(machines []netip.Addr) {
 	o.mu.Lock()

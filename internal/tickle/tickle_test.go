@@ -109,3 +109,19 @@ func TestSendEnds(t *testing.T) {
 		}
 	})
 }
+
+func TestNone(t *testing.T) {
+	var o Others
+	machine := netip.MustParseAddr("10.0.0.2")
+	if o.None(machine) {
+		t.Error("nothing is known, and that counts as none")
+	}
+	o.Remember(machine, []netip.AddrPort{client(1)})
+	if o.None(machine) {
+		t.Error("one is none")
+	}
+	o.Remember(machine, nil)
+	if !o.None(machine) || o.None(netip.MustParseAddr("10.0.0.3")) {
+		t.Error("none is some, or another machine's is this one's")
+	}
+}

@@ -123,7 +123,12 @@ type writer struct {
 	acked []string
 	last  time.Time // of the last acknowledged write
 	gap   time.Duration
+	// outage is the sum of all gaps in which somebody who waits would have noticed.
+	outage time.Duration
 }
+
+// outageFrom is how long a gap between two writes is that counts as an outage.
+const outageFrom = time.Second
 
 func (w *writer) run(ctx context.Context) {
 	w.last = time.Now()
@@ -132,7 +137,11 @@ func (w *writer) run(ctx context.Context) {
 		_, err := w.maps.Create(ctx, &corev1.ConfigMap{ObjectMeta: metav1.ObjectMeta{Name: name}}, metav1.CreateOptions{})
 		if err == nil {
 			w.mu.Lock()
-			w.gap = max(w.gap, time.Since(w.last))
+			gap := time.Since(w.last)
+			w.gap = max(w.gap, gap)
+			if gap >= outageFrom {
+				w.outage += gap
+			}
 			w.acked, w.last = append(w.acked, name), time.Now()
 			w.mu.Unlock()
 		}

@@ -1,0 +1,206 @@
+package endpoint
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"io"
+	"net"
+	"net/http"
+	"net/netip"
+	"slices"
+	"sync"
+	"syscall"
+	"time"
+
+	"kuorum/internal/handover"
+	"kuorum/internal/host"
+	"kuorum/internal/tickle"
+	"kuorum/internal/vrrp"
+)
+
+// guests is a listener whose clients are known for as long as they are connected.
+type guests struct {
+	net.Listener
+	known *tickle.Clients
+}
+
+// Accept returns a *link, which Splice looks through.
+func (g guests) Accept() (net.Conn, error) {
+	conn, err := g.Listener.Accept()
+	if err != nil {
+		return nil, err
+	}
+	client, err := netip.ParseAddrPort(conn.RemoteAddr().String())
+	if err != nil {
+		return conn, nil //nolint:nilerr // not TCP: nobody else could know this client
+	}
+	return &link{Conn: conn, release: g.known.Add(client, reset{conn})}, nil
+}
+
+// reset closes a connection without a word, and without what was not sent yet:
+// its packets would reach nobody.
+type reset struct{ net.Conn }
+
+func (r reset) Close() error {
+	if tcp, ok := r.Conn.(*net.TCPConn); ok {
+		_ = tcp.SetLinger(0) // closed already, or it takes a while longer
+	}
+	return r.Conn.Close()
+}
+
+// react does for the clients what their kernels cannot know. When the address has
+// come, those that another machine had are reset. When it has gone, our own
+// connections with it are closed, since their packets go elsewhere now, and their
+// clients are reset by whoever has the address: it may have had that all along, while
+// a parted network did not show it. After a move in order their packets come here
+// still, and they end by themselves.
+func (k *keeper) react(ctx context.Context) {
+	var sending sync.WaitGroup
+	defer sending.Wait()
+	for {
+		select {
+		case <-ctx.Done():
+			return
+		case <-k.turned:
+		}
+		var moved []*tickle.Others
+		// The router tells its status when all has been done that a change asks for:
+		// the address is here by then, or gone. It may have gone and come again.
+		here := k.router() != nil && k.router().Status().State == vrrp.Active
+		if gone := k.gone.Swap(false); gone && k.moves().Stays() {
+			sending.Go(func() { k.seeOut(ctx) })
+		} else if gone {
+			moved = append(moved, k.closeOwn(ctx))
+		}
+		if here && !k.moves().For().IsValid() {
+			moved = append(moved, &k.others)
+		}
+		// To its end, also if the address turns again: it is no less true then.
+		for _, clients := range moved {
+			sending.Go(func() { k.tickle(ctx, clients) })
+		}
+	}
+}
+
+// closeOwn closes our own connections and returns whose they were.
+func (k *keeper) closeOwn(ctx context.Context) *tickle.Others {
+	var own tickle.Others
+	clients := k.clients.Close()
+	if len(clients) > 0 {
+		k.log.InfoContext(ctx, "the virtual IP is elsewhere, closed the connections with it", "connections", len(clients))
+	}
+	own.Remember(k.front.Addr(), clients)
+	return &own
+}
+
+// tickle has clients notice that the address has moved. An answer that comes to a
+// machine with their connection does them no harm.
+func (k *keeper) tickle(ctx context.Context, clients *tickle.Others) {
+	if !k.front.IsValid() {
+		return
+	}
+	out, err := k.open()
+	if err != nil {
+		k.log.ErrorContext(ctx, "clients of the virtual IP that only listen will not notice that it has moved", "error", err)
+		return
+	}
+	r := tickle.Send(ctx, clients, func(client netip.AddrPort) error { return out.Tickle(k.front, client) })
+	if err := errors.Join(r.Last, out.Close()); err != nil {
+		k.log.WarnContext(ctx, "not all clients of the virtual IP could be told that it has moved", "failures", r.Failed, "last_error", err)
+	}
+	if r.Clients > 0 {
+		k.log.InfoContext(ctx, "told clients that the virtual IP has moved", "clients", r.Clients)
+	}
+}
+
+// moves is what this machine does in moves of the address in order.
+func (k *keeper) moves() *handover.Side {
+	k.mu.Lock()
+	defer k.mu.Unlock()
+	return k.side
+}
+
+// move hands the address over, with the connections where that is asked for.
+func (k *keeper) move(r *http.Request) error {
+	to, err := netip.ParseAddr(r.URL.Query().Get("to"))
+	if err != nil {
+		return err
+	}
+	runner, side := k.router(), k.moves()
+	if runner == nil {
+		return errNoRouter
+	}
+	if r.URL.Query().Get("keep") == "true" {
+		side.Offer()
+	}
+	err = runner.Move(r.Context(), to)
+	if err != nil {
+		side.Withdraw()
+	}
+	return err
+}
+
+// expect prepares this machine for a move to it.
+func (k *keeper) expect(r *http.Request) error {
+	from, err := netip.ParseAddr(r.URL.Query().Get("from"))
+	if err != nil {
+		return err
+	}
+	if !slices.Contains(k.config().Peers, from.String()) {
+		return fmt.Errorf("%s is no peer of this machine", from)
+	}
+	if k.router() == nil || !k.front.IsValid() {
+		return errNoRouter
+	}
+	return k.moves().Expect(time.Now(), from, k.clients.Now())
+}
+
+// A connection is quiet, and may be closed, when nothing has gone either way for a
+// while; for long, when the last word was the client's: that may be a question, or
+// the end of a conversation.
+const (
+	quiet     = time.Second
+	longQuiet = 5 * time.Second
+)
+
+// seeOut closes the connections that were left here when the address moved, each at
+// a quiet moment, or at the end of the window. A server that stops in order ends
+// most itself: it tells its clients (GOAWAY).
+func (k *keeper) seeOut(ctx context.Context) {
+	side, end := k.moves(), time.Now().Add(handover.Window)
+	left := k.clients.Each(func(io.Closer) {})
+	k.log.InfoContext(ctx, "the virtual IP has moved, its connections stay until they end", "connections", left)
+	tick := time.NewTicker(100 * time.Millisecond)
+	defer tick.Stop()
+	for left > 0 && time.Now().Before(end) && ctx.Err() == nil && side.Stays() {
+		left = k.clients.Each(closeQuiet)
+		select {
+		case <-ctx.Done():
+		case <-tick.C:
+		}
+	}
+	if k.router().Status().State != vrrp.Active { // it may have come back
+		k.clients.Close()
+	}
+	side.Leave()
+}
+
+func closeQuiet(conn io.Closer) {
+	r, ok := conn.(reset)
+	if !ok {
+		return
+	}
+	tcp, ok := r.Conn.(syscall.Conn)
+	if !ok {
+		return
+	}
+	if last, err := host.LastExchange(tcp); err == nil && isQuiet(last) {
+		_ = r.Conn.Close() // in order: the client reads its end
+	}
+}
+
+func isQuiet(last host.Exchange) bool {
+	since := min(last.Sent, last.Received)
+	return since >= longQuiet || since >= quiet && last.Sent < last.Received
+}
