@@ -131,7 +131,7 @@ func (s *Side) Offer() { s.setOffered(true) }
 // Withdraw is the end of an Offer that nobody has taken.
 func (s *Side) Withdraw() { s.setOffered(false) }
 
-func (s *Side) setOffered(offered bool) { //nolint:revive // a state
+func (s *Side) setOffered(offered bool) {
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	s.offered = offered
@@ -208,7 +208,7 @@ func (s *Side) leave() {
 // Tick ends what time ends, and reports whether packets are not passed on any more
 // from now on: clients of the former holder that have heard nothing are to be told.
 // done says that it is known to have no clients any more.
-func (s *Side) Tick(now time.Time, done bool) bool {
+func (s *Side) Tick(now time.Time, done bool) bool { //nolint:revive // a state, not a switch between two functions
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	if !s.from.IsValid() || now.Before(s.end(done)) {
