@@ -21,7 +21,7 @@ import (
 // their user declares. A new package needs a place here.
 var layers = []string{
 	"cluster host step",
-	"pki supervise bundle agent advise datadir fault vrrp tickle handover",
+	"pki supervise bundle agent advise datadir fault vrrp tickle handover loadbalancer",
 	"component doctor endpoint etcd keyring kubeapi kubeconfig",
 	"lease membership relocation",
 	"node lab",

@@ -7,7 +7,9 @@ import (
 	"encoding/json"
 	"errors"
 	"io"
+	"io/fs"
 	"os"
+	"os/exec"
 	"path/filepath"
 	"slices"
 	"strings"
@@ -238,10 +240,36 @@ func TestPauseImage(t *testing.T) {
 func TestMissingNeedsAreNamed(t *testing.T) {
 	t.Setenv("PATH", t.TempDir()) // neither gcc nor apt-get
 	err := ensure(t.Context(), slices.Concat(buildNeeds(), runtimeNeeds(), testNeeds()))
-	for _, word := range []string{"gcc", "libseccomp-dev", "pkg-config", "nftables", "keepalived", "apt-get install"} {
+	for _, word := range []string{"gcc", "libseccomp-dev", "pkg-config", "nftables", "keepalived", "haproxy", "libnginx-mod-stream", "apt-get install"} {
 		if err == nil || !strings.Contains(err.Error(), word) {
 			t.Errorf("error does not name %s: %v", word, err)
 		}
+	}
+}
+
+// TestServicesAreNotStarted: packages are told so while they are installed, and
+// never again.
+func TestServicesAreNotStarted(t *testing.T) {
+	policy := filepath.Join(t.TempDir(), "policy-rc.d")
+	failed := errors.New("no such package")
+	err := withoutServices(policy, func() error {
+		exit, ok := errors.AsType[*exec.ExitError](exec.CommandContext(t.Context(), policy).Run())
+		if !ok || exit.ExitCode() != 101 {
+			t.Errorf("the policy says %v", exit)
+		}
+		return failed
+	})
+	if _, there := os.Stat(policy); !errors.Is(err, failed) || !errors.Is(there, fs.ErrNotExist) {
+		t.Errorf("got %v, and the policy: %v", err, there)
+	}
+	if err := os.WriteFile(policy, []byte("theirs"), 0o600); err != nil {
+		t.Fatal(err)
+	}
+	if err := withoutServices(policy, func() error { return nil }); err != nil {
+		t.Error(err)
+	}
+	if text, err := os.ReadFile(policy); string(text) != "theirs" || err != nil {
+		t.Errorf("the policy of the machine is %q, %v", text, err)
 	}
 }
 

@@ -34,10 +34,18 @@ func buildNeeds() []need {
 func runtimeNeeds() []need { return []need{program("nft", "nftables")} }
 
 // testNeeds is for the tests alone: keepalived is who our virtual router must
-// get on with (Debian starts no service of it, as it comes without configuration),
-// and of the static busybox they make an image with a shell.
+// get on with, and judges the files that we write for it as HAProxy and nginx do
+// for theirs; of the static busybox they make an image with a shell.
 func testNeeds() []need {
-	return []need{program("keepalived", "keepalived"), program("busybox", "busybox-static")}
+	return []need{
+		program("keepalived", "keepalived"), program("busybox", "busybox-static"),
+		program("haproxy", "haproxy"), program("curl", "curl"), // by which keepalived asks HAProxy
+		program("nginx", "nginx"),
+		{"nginx's module stream", []string{"libnginx-mod-stream"}, func(context.Context) bool {
+			_, err := os.Stat("/usr/lib/nginx/modules/ngx_stream_module.so")
+			return err == nil
+		}},
+	}
 }
 
 func program(name string, packages ...string) need {
@@ -67,7 +75,25 @@ func ensure(ctx context.Context, needs []need) error {
 	if err := aptGet(ctx, "update"); err != nil {
 		return err
 	}
-	return aptGet(ctx, strings.Fields(install)[1:]...)
+	return withoutServices(servicePolicy, func() error { return aptGet(ctx, strings.Fields(install)[1:]...) })
+}
+
+// servicePolicy is the program that Debian's packages ask before they start
+// their services.
+const servicePolicy = "/usr/sbin/policy-rc.d"
+
+// withoutServices lets do install packages without their services being started:
+// nginx would take port 80 of this machine. A policy that is there is left alone,
+// unless it is ours of a run that was interrupted.
+func withoutServices(policy string, do func() error) error {
+	const forbid = "#!/bin/sh\n# mkbundle installs packages\nexit 101\n"
+	if have, err := os.ReadFile(policy); err == nil && string(have) != forbid {
+		return do()
+	}
+	if err := os.WriteFile(policy, []byte(forbid), 0o755); err != nil {
+		return fmt.Errorf("cannot keep services from being started: %w", err)
+	}
+	return errors.Join(do(), os.Remove(policy))
 }
 
 func aptGet(ctx context.Context, args ...string) error {
