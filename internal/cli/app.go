@@ -65,7 +65,7 @@ func (a *app) command() *cobra.Command {
 	}
 	group(root, "lab", a.upCommand(), a.downCommand(), a.listCommand(), a.labCommand(), a.faultCommand(), a.imageCommand())
 	group(root, "see", a.statusCommand(), a.leaderCommand(), a.doctorCommand(), a.logsCommand(), a.configCommand(), a.versionCommand())
-	group(root, "operate", a.tokenCommand(), a.joinCommand(), a.leaveCommand(), a.nodeCommand(), a.certsCommand(), a.etcdCommand())
+	group(root, "operate", a.tokenCommand(), a.joinCommand(), a.leaveCommand(), a.nodeCommand(), a.certsCommand(), a.etcdCommand(), a.lbCommand())
 	for _, tool := range lab.Tools() {
 		group(root, "tool", a.toolCommand(tool))
 	}
