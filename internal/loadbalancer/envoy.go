@@ -101,7 +101,7 @@ const envoyUnverified = `          # Checks believe whoever answers. Clients do 
 func envoy(p Plan) []byte {
 	trust, compat := envoyUnverified, ""
 	if p.CA != "" {
-		trust = fmt.Sprintf(envoyVerified, authority, p.CA, apiName)
+		trust = fmt.Sprintf(envoyVerified, authority, p.CA, APIName)
 	}
 	if a := p.Listen.Addr(); a.Is6() && a.IsUnspecified() {
 		compat = ", ipv4_compat: true"
@@ -111,6 +111,6 @@ func envoy(p Plan) []byte {
 		fmt.Fprintf(&servers, "        # %s\n        - endpoint: {address: {socket_address: {address: \"%s\", port_value: %d}}}\n",
 			s.Name, s.Address.Addr(), s.Address.Port())
 	}
-	checks := fmt.Sprintf(envoyChecks, seconds(p.patience()), seconds(p.Check), apiName)
+	checks := fmt.Sprintf(envoyChecks, seconds(p.patience()), seconds(p.Check), APIName)
 	return fmt.Appendf(nil, envoyFile, p.Cluster, p.Listen.Addr(), p.Listen.Port(), compat, len(p.Servers), checks, trust, servers.String())
 }

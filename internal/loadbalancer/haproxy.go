@@ -85,7 +85,7 @@ const haproxyUnverified = `    # Checks believe whoever answers. Clients do not:
 func haproxy(p Plan) []byte {
 	trust := haproxyUnverified
 	if p.CA != "" {
-		trust = fmt.Sprintf(haproxyVerified, authority, p.CA, apiName)
+		trust = fmt.Sprintf(haproxyVerified, authority, p.CA, APIName)
 	}
 	return fmt.Appendf(nil, haproxyHead, p.Cluster, p.bind(), healthPort, milliseconds(p.patience()), trust,
 		milliseconds(p.Check), milliseconds(p.Check/2), p.lines("    server %s %s\n"))

@@ -62,6 +62,10 @@ const (
 	DefaultCA = "/etc/ssl/kuorum-ca.crt"
 )
 
+// APIName is in the certificates of all API servers, and of no other program:
+// by it and the authority checks know one.
+const APIName = "kubernetes"
+
 const (
 	minCheck    = 20 * time.Millisecond
 	maxCheck    = time.Minute
@@ -69,7 +73,6 @@ const (
 	maxInterval = 4095 * centisecond    // it has 12 bits (RFC 9568 section 5.2.7)
 	maxRouters  = 16                    // each has a priority of its own
 	healthPort  = 6441                  // of 127.0.0.1, where keepalived asks HAProxy how it is
-	apiName     = "kubernetes"          // in the certificates of all API servers
 	authority   = "/etc/kuorum/pki/ca.crt"
 )
 

@@ -382,7 +382,7 @@ func TestEnvoyIsWhole(t *testing.T) {
 		t.Errorf("checks are %+v", check)
 	}
 	trust := tls.TransportSocket.TypedConfig.CommonTLSContext.ValidationContext
-	if trust == nil || trust.TrustedCA.Filename != DefaultCA || trust.Names[0].SANType != "DNS" || trust.Names[0].Matcher.Exact != apiName {
+	if trust == nil || trust.TrustedCA.Filename != DefaultCA || trust.Names[0].SANType != "DNS" || trust.Names[0].Matcher.Exact != APIName {
 		t.Errorf("checks believe %+v", trust)
 	}
 	if !upstream.CloseConnections || upstream.CircuitBreakers.Thresholds[0].MaxConnections < 1024 {

@@ -228,8 +228,8 @@ func health(t *testing.T, url string) int {
 // stay. Those whom the authority did not sign for, or not as an API server, get none ever.
 func TestRealHAProxyLosesServers(t *testing.T) {
 	ours, theirs := newAuthority(t), newAuthority(t)
-	one, two := newAPIServer(t, "one", ours, apiName), newAPIServer(t, "two", ours, apiName)
-	stranger, kubelet := newAPIServer(t, "stranger", theirs, apiName), newAPIServer(t, "kubelet", ours, "w1")
+	one, two := newAPIServer(t, "one", ours, APIName), newAPIServer(t, "two", ours, APIName)
+	stranger, kubelet := newAPIServer(t, "stranger", theirs, APIName), newAPIServer(t, "kubelet", ours, "w1")
 	p := Plan{
 		Cluster: "test", Servers: []Server{one.Server, two.Server, stranger.Server, kubelet.Server},
 		Listen: freePort(t), CA: ours.file,
