@@ -1,6 +1,7 @@
 package main
 
 import (
+	"bytes"
 	"context"
 	"errors"
 	"fmt"
@@ -75,7 +76,28 @@ func ensure(ctx context.Context, needs []need) error {
 	if err := aptGet(ctx, "update"); err != nil {
 		return err
 	}
-	return withoutServices(servicePolicy, func() error { return aptGet(ctx, strings.Fields(install)[1:]...) })
+	if err := withoutServices(servicePolicy, func() error { return aptGet(ctx, strings.Fields(install)[1:]...) }); err != nil {
+		return err
+	}
+	return disableServices(ctx, packages)
+}
+
+// disableServices keeps what was installed for its program alone from being started
+// with this machine: Debian enables each service as it installs it.
+func disableServices(ctx context.Context, packages []string) error {
+	var services []string
+	for _, name := range []string{"haproxy", "keepalived", "nginx"} {
+		if slices.Contains(packages, name) {
+			services = append(services, name)
+		}
+	}
+	if _, err := exec.LookPath("systemctl"); err != nil || services == nil {
+		return nil //nolint:nilerr // nobody starts services here
+	}
+	if out, err := exec.CommandContext(ctx, "systemctl", append([]string{"disable"}, services...)...).CombinedOutput(); err != nil {
+		return fmt.Errorf("cannot disable the services %s, which were installed for their programs: %w: %s", strings.Join(services, ", "), err, bytes.TrimSpace(out))
+	}
+	return nil
 }
 
 // servicePolicy is the program that Debian's packages ask before they start
