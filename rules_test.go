@@ -21,8 +21,8 @@ import (
 // their user declares. A new package needs a place here.
 var layers = []string{
 	"cluster host step",
-	"pki supervise bundle agent advise datadir fault vrrp tickle handover loadbalancer",
-	"component doctor endpoint etcd keyring kubeapi kubeconfig",
+	"pki supervise bundle agent advise datadir ledger vrrp tickle handover loadbalancer",
+	"component doctor endpoint etcd fault keyring kubeapi kubeconfig",
 	"lease membership relocation",
 	"node lab",
 	"cli",

@@ -180,16 +180,12 @@ func mustParse(t *testing.T, o Order) Target {
 
 func TestLedger(t *testing.T) {
 	t.Parallel()
-	l := ReadLedger(nil)
-	var file []byte
+	l := NewLedger(nil)
+	var lines []Fault
 	begin := func(now int, o Order) {
 		f := l.Next(o, mustParse(t, o), at(now))
 		l.Begin(f)
-		line, err := Line(f)
-		if err != nil {
-			t.Fatal(err)
-		}
-		file = append(file, line...)
+		lines = append(lines, f)
 	}
 	if _, ok := l.Deadline(); ok {
 		t.Error("nothing is due, ever")
@@ -225,13 +221,8 @@ func TestLedger(t *testing.T) {
 			t.Errorf("ended once more: %+v", f)
 		}
 	}
-	line, err := Line(f)
-	if err != nil {
-		t.Fatal(err)
-	}
-	file = append(file, line...)
-	file = append(file, `{"id":"fx","kind":"cut"}`+"\n"+`{"id":"f007"}`+"\n"+`{"id":"f2","kind":"pau`...)
-	again := ReadLedger(file)
+	lines = append(lines, f, Fault{ID: "fx", Order: Order{Kind: Cut}}, Fault{ID: "f007"}, Fault{})
+	again := NewLedger(lines)
 	if diff := cmp.Diff(l.All(), again.All()); diff != "" {
 		t.Errorf("read again (-want +got):\n%s", diff)
 	}

@@ -4,9 +4,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
-	"io/fs"
 	"log/slog"
-	"os"
 	"slices"
 	"sync"
 	"syscall"
@@ -14,6 +12,7 @@ import (
 
 	"kuorum/internal/cluster"
 	"kuorum/internal/host"
+	"kuorum/internal/ledger"
 )
 
 const (
@@ -47,7 +46,7 @@ type Machines interface {
 type Keeper struct {
 	machines Machines
 	load     func(ctx context.Context, rules string) error
-	file     string
+	file     *ledger.File[Fault]
 	log      *slog.Logger
 	changed  chan struct{}
 
@@ -59,11 +58,12 @@ type Keeper struct {
 // earlier keeper left open ended with its lab. load gives rules to the switch,
 // see Load.
 func Open(file string, machines Machines, load func(context.Context, string) error, log *slog.Logger) (*Keeper, error) {
-	data, err := os.ReadFile(file)
-	if err != nil && !errors.Is(err, fs.ErrNotExist) {
+	account := ledger.New[Fault](file, 0)
+	lines, err := account.All()
+	if err != nil {
 		return nil, fmt.Errorf("cannot read the account of faults: %w", err)
 	}
-	k := &Keeper{machines: machines, load: load, file: file, log: log, changed: make(chan struct{}, 1), ledger: ReadLedger(data)}
+	k := &Keeper{machines: machines, load: load, file: account, log: log, changed: make(chan struct{}, 1), ledger: NewLedger(lines)}
 	for _, f := range k.ledger.Active() {
 		k.end(f, EndLab)
 	}
@@ -282,22 +282,9 @@ func (k *Keeper) end(f Fault, why string) {
 // all the same; only the lab's next process would not know of it.
 func (k *Keeper) note(f Fault) {
 	k.log.Info("fault", "id", f.ID, "kind", f.Kind, "target", f.Text(), "ended", f.Why)
-	if err := k.write(f); err != nil {
+	if err := k.file.Add(f); err != nil {
 		k.log.Error("fault is not in the account", "id", f.ID, "error", err)
 	}
-}
-
-func (k *Keeper) write(f Fault) error {
-	line, err := Line(f)
-	if err != nil {
-		return err
-	}
-	file, err := os.OpenFile(k.file, os.O_CREATE|os.O_APPEND|os.O_WRONLY, 0o640)
-	if err != nil {
-		return err
-	}
-	_, err = file.Write(line)
-	return errors.Join(err, file.Close())
 }
 
 // wake lets Run look again.

@@ -1,8 +1,6 @@
 package fault
 
 import (
-	"bytes"
-	"encoding/json"
 	"slices"
 	"strconv"
 	"strings"
@@ -16,15 +14,11 @@ type Ledger struct {
 	last   int     // number of the last ID
 }
 
-// ReadLedger reads what Line wrote. The last line of a fault counts; a line
-// that cannot be read, such as one that a power cut left unfinished, is none.
-func ReadLedger(data []byte) *Ledger {
+// NewLedger takes the lines of the file, each with a fault as it was then: the last
+// one of a fault counts. What no Ledger has made is none.
+func NewLedger(lines []Fault) *Ledger {
 	l := &Ledger{}
-	for line := range bytes.Lines(data) {
-		var f Fault
-		if json.Unmarshal(line, &f) != nil {
-			continue
-		}
+	for _, f := range lines {
 		n, err := strconv.Atoi(strings.TrimPrefix(f.ID, "f"))
 		if err != nil || n < 1 || "f"+strconv.Itoa(n) != f.ID {
 			continue
@@ -36,12 +30,6 @@ func ReadLedger(data []byte) *Ledger {
 		l.faults, l.last = append(l.faults, f), max(l.last, n)
 	}
 	return l
-}
-
-// Line is a fault as a line of a file. The latest line of a fault has all of it.
-func Line(f Fault) ([]byte, error) {
-	data, err := json.Marshal(f)
-	return append(data, '\n'), err
 }
 
 // Next is what would be begun: the fault with its ID, its start and its end.
