@@ -224,6 +224,10 @@ const EndpointStatus = "http://127.0.0.1:6442"
 // see endpoint.MovePath. Root alone may write to it.
 const VIPSocket = RunDir + "/vip.sock"
 
+// VIPHistory is where a server's balancer remembers when it took and gave up the
+// virtual IP, see endpoint.VIP.
+const VIPHistory = VarDir + "/history/vip.jsonl"
+
 // virtualIP is what the balancer of a server needs to know of the virtual IP:
 // that it listens there, and who else may hold it.
 func virtualIP(m Machine) (listen, section string) {
@@ -248,7 +252,8 @@ func virtualIP(m Machine) (listen, section string) {
   id: %d
   interval: %s
   control: %s
-`, e.Address, m.Node.Address, strings.Join(peers, ", "), rank, e.VIP.ID, e.VIP.Interval, VIPSocket)
+  history: %s
+`, e.Address, m.Node.Address, strings.Join(peers, ", "), rank, e.VIP.ID, e.VIP.Interval, VIPSocket, VIPHistory)
 }
 
 // vipEnv changes with what a running balancer cannot follow.

@@ -92,6 +92,9 @@ type VIP struct {
 	// Control is the path of a unix socket, for root only, that takes orders to
 	// move the address (MovePath), and tells of its clients (ClientsPath).
 	Control string `json:"control"`
+	// History is the path of the file that remembers when this machine has taken and
+	// given up the address, and why: a ledger.File of cluster.VIPChange. Empty: none.
+	History string `json:"history,omitempty"`
 }
 
 func readConfig(path string) ([]byte, error) {

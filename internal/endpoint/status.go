@@ -10,6 +10,7 @@ import (
 	"time"
 
 	"kuorum/internal/cluster"
+	"kuorum/internal/vrrp"
 )
 
 // BackendStatus is an element of the list at /status.
@@ -103,11 +104,15 @@ func (k *keeper) tell(w http.ResponseWriter, _ *http.Request) {
 		told.Dropped[string(why)] = n
 	}
 	for _, c := range s.Changes {
-		change := cluster.VIPChange{At: c.At, From: string(c.From), To: string(c.To), Reason: c.Reason}
-		if c.Peer.IsValid() {
-			change.Peer = c.Peer.String()
-		}
-		told.Changes = append(told.Changes, change)
+		told.Changes = append(told.Changes, changeOf(c))
 	}
 	writeJSON(w, told)
+}
+
+func changeOf(c vrrp.Change) cluster.VIPChange {
+	change := cluster.VIPChange{At: c.At, From: string(c.From), To: string(c.To), Reason: c.Reason}
+	if c.Peer.IsValid() {
+		change.Peer = c.Peer.String()
+	}
+	return change
 }

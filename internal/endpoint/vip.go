@@ -17,8 +17,10 @@ import (
 	"sync/atomic"
 	"time"
 
+	"kuorum/internal/cluster"
 	"kuorum/internal/handover"
 	"kuorum/internal/host"
+	"kuorum/internal/ledger"
 	"kuorum/internal/tickle"
 	"kuorum/internal/vrrp"
 )
@@ -48,6 +50,10 @@ type VIPClients struct {
 // maxList bounds what is read of a list in JSON.
 const maxList = 4 << 20
 
+// remembered is how many times that the address came or went the balancer's file has
+// at least.
+const remembered = 1000
+
 // darkness is how long no API server must be reachable from here before the
 // address should be elsewhere: another balancer would have to move all clients.
 const darkness = 500 * time.Millisecond
@@ -61,6 +67,8 @@ type keeper struct {
 	turned  chan struct{}   // one waits there when the address has come or gone
 	gone    atomic.Bool     // it has, since react looked last
 	open    func() (tickler, error)
+	history *ledger.File[cluster.VIPChange] // nil: nowhere
+	turns   chan vrrp.Change                // that history does not have yet
 
 	mu       sync.Mutex
 	cfg      VIP
@@ -78,10 +86,14 @@ type tickler interface {
 // newKeeper takes a valid configuration. Until its balancer has found an API
 // server it leaves the address to others.
 func newKeeper(cfg VIP, log *slog.Logger) *keeper {
-	return &keeper{
+	k := &keeper{
 		cfg: cfg, log: log, impaired: true, clients: tickle.NewClients(), turned: make(chan struct{}, 1), side: new(handover.Side),
-		open: func() (tickler, error) { return host.OpenTickler() },
+		open: func() (tickler, error) { return host.OpenTickler() }, turns: make(chan vrrp.Change, 64),
 	}
+	if cfg.History != "" {
+		k.history = ledger.New[cluster.VIPChange](cfg.History, remembered)
+	}
+	return k
 }
 
 // run takes part in keeping the address until ctx is done. Without a virtual IP
@@ -92,6 +104,9 @@ func (k *keeper) run(ctx context.Context, lit func() bool) {
 	all.Go(func() { k.follow(ctx, lit) })
 	all.Go(func() { k.again(ctx, k.obey) })
 	all.Go(func() { k.react(ctx) })
+	over := make(chan struct{})
+	defer close(over) // the last that is remembered is that the address was given up
+	all.Go(func() { k.remember(over) })
 	k.again(ctx, k.takePart)
 }
 
@@ -165,6 +180,13 @@ func (k *keeper) note(c vrrp.Change) {
 		}
 		k.turn()
 	}
+	if k.history != nil && (c.From == vrrp.Active) != (c.To == vrrp.Active) {
+		select {
+		case k.turns <- c:
+		default:
+			k.log.Error("the disk is too slow to remember a change of the virtual IP")
+		}
+	}
 	args := []any{"state", c.To, "was", c.From, "reason", c.Reason}
 	if c.Peer.IsValid() {
 		args = append(args, "peer", c.Peer)
@@ -177,6 +199,27 @@ func (k *keeper) turn() {
 	select {
 	case k.turned <- struct{}{}:
 	default:
+	}
+}
+
+// remember writes down when the address has come and gone: the router cannot wait for
+// a disk. It returns when over is closed and all is written.
+func (k *keeper) remember(over <-chan struct{}) {
+	for {
+		select {
+		case c := <-k.turns:
+			k.write(c)
+		case <-over:
+			if len(k.turns) == 0 {
+				return
+			}
+		}
+	}
+}
+
+func (k *keeper) write(c vrrp.Change) {
+	if err := k.history.Add(changeOf(c)); err != nil {
+		k.log.Error("a change of the virtual IP is not remembered", "error", err)
 	}
 }
 

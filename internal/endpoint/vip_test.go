@@ -20,8 +20,11 @@ import (
 	"testing/synctest"
 	"time"
 
+	"github.com/google/go-cmp/cmp"
+
 	"kuorum/internal/cluster"
 	"kuorum/internal/host"
+	"kuorum/internal/ledger"
 	"kuorum/internal/tickle"
 	"kuorum/internal/vrrp"
 )
@@ -273,6 +276,68 @@ func TestClientsWhenTheAddressTurns(t *testing.T) {
 		cancel()
 		all.Wait()
 	})
+}
+
+// TestRemembersTheAddress: each time that the address has come and gone is in the file,
+// with the reason and the other router, the end of the balancer too.
+func TestRemembersTheAddress(t *testing.T) {
+	cfg := testVIP()
+	cfg.History = filepath.Join(t.TempDir(), "vip.jsonl")
+	synctest.Test(t, func(t *testing.T) {
+		k := newKeeper(cfg, slog.New(slog.DiscardHandler))
+		router, err := cfg.router()
+		if err != nil {
+			t.Fatal(err)
+		}
+		router.Interface = "eth0"
+		wire := &lonely{make(chan vrrp.Packet, 1), make(chan struct{})}
+		runner, err := vrrp.New(router, wire, &pocket{}, k.note)
+		if err != nil {
+			t.Fatal(err)
+		}
+		ctx, cancel := context.WithCancel(t.Context())
+		over, done := make(chan struct{}), make(chan struct{})
+		go func() {
+			defer close(done)
+			k.remember(over)
+		}()
+		ran := make(chan error)
+		go func() { ran <- runner.Run(ctx) }()
+		<-time.After(3 * time.Second) // it has the address
+		for _, priority := range []uint8{255, 0} {
+			ad := vrrp.Advertisement{VRID: router.VRID, Priority: priority, Interval: router.Interval, Addresses: router.Addresses}
+			data, err := ad.Marshal(router.Peers[0], router.Source)
+			if err != nil {
+				t.Fatal(err)
+			}
+			wire.heard <- vrrp.Packet{From: router.Peers[0], To: router.Source, TTL: 255, Data: data}
+			<-time.After(router.Interval)
+		}
+		cancel()
+		if err := <-ran; err != nil {
+			t.Error(err)
+		}
+		close(over)
+		<-done
+	})
+	changes, err := ledger.New[cluster.VIPChange](cfg.History, 0).All()
+	if err != nil {
+		t.Fatal(err)
+	}
+	var got []string
+	for _, c := range changes {
+		got = append(got, fmt.Sprintf("%s>%s %s: %s", c.From, c.To, c.Peer, c.Reason))
+	}
+	const peer = "198.18.0.12"
+	want := []string{
+		"backup>active : there is no active router",
+		"active>backup " + peer + ": another router is active with priority 255, here it is 151",
+		"backup>active " + peer + ": the active router resigned",
+		"active>initialize : shut down",
+	}
+	if diff := cmp.Diff(want, got); diff != "" {
+		t.Errorf("(-want +got):\n%s", diff)
+	}
 }
 
 // TestControlSocket: the list of clients, as news and as told by others, over a real

@@ -87,6 +87,7 @@ type router struct {
 	hurry    time.Time     // since when only Skew_Time is waited; zero: not
 	leader   netip.Addr    // who advertised last; unknown after it has resigned
 	priority uint8         // of leader
+	resigned netip.Addr    // who did last, since this router became a backup
 
 	// listening is set after a timer fired so late that this process must have
 	// been stopped: what others have sent meanwhile is heard first.
@@ -135,7 +136,7 @@ func (r *router) wait(at time.Time, why Change) []action {
 	}
 	r.state, r.move, r.listening = Backup, nil, false
 	r.heard, r.theirs, r.hurry = at, r.interval, time.Time{}
-	r.leader, r.priority = netip.Addr{}, 0
+	r.leader, r.priority, r.resigned = netip.Addr{}, 0, netip.Addr{}
 	r.watch()
 	return append(actions, action{do: actRecord, change: why})
 }
@@ -184,7 +185,7 @@ func (r *router) takeOver(at time.Time) []action {
 	change := Change{At: at, From: r.state, To: Active, Peer: r.leader}
 	switch {
 	case !r.leader.IsValid() && !r.hurry.IsZero():
-		change.Reason = "the active router resigned"
+		change.Reason, change.Peer = "the active router resigned", r.resigned
 	case !r.leader.IsValid():
 		change.Reason = "there is no active router"
 	case !r.hurry.IsZero():
@@ -234,7 +235,7 @@ func (r *router) hear(at time.Time, from netip.Addr, ad Advertisement) []action 
 // follow is hear for a backup.
 func (r *router) follow(at time.Time, from netip.Addr, ad Advertisement) {
 	if ad.Priority == 0 {
-		r.leader, r.priority, r.hurry = netip.Addr{}, 0, at
+		r.leader, r.priority, r.resigned, r.hurry = netip.Addr{}, 0, from, at
 		r.watch()
 		return
 	}
