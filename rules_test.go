@@ -22,7 +22,7 @@ import (
 var layers = []string{
 	"cluster host step",
 	"pki supervise bundle agent advise datadir ledger vrrp tickle handover loadbalancer",
-	"component doctor endpoint etcd fault keyring kubeapi kubeconfig",
+	"component doctor endpoint etcd fault history keyring kubeapi kubeconfig",
 	"lease membership relocation",
 	"node lab",
 	"cli",

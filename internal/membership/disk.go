@@ -27,6 +27,12 @@ const (
 // leftDir is where, in the data directory, what a node leaves behind goes.
 const leftDir = "left"
 
+// Directories of a node's data that are of its cluster alone.
+const (
+	etcdDir    = "etcd"
+	historyDir = "history"
+)
+
 // ErrNoNode says that a machine is not a node of a cluster.
 var ErrNoNode = errors.New("this machine is not a kuorum node")
 
@@ -115,7 +121,8 @@ func Joined(dir string) error {
 
 // Leave makes the machine no node any more: first its name goes, then its keys
 // and etcd's data are moved to the directory left of data, in place of what an
-// earlier node left there. Nothing of the node may run.
+// earlier node left there, and so is its account of who led. Nothing of the node may
+// run.
 func Leave(dir, data string) error {
 	if err := os.Remove(filepath.Join(dir, nameFile)); err != nil && !errors.Is(err, fs.ErrNotExist) {
 		return fmt.Errorf("cannot leave: %w", err)
@@ -127,16 +134,16 @@ func Leave(dir, data string) error {
 	if err := moveContent(dir, filepath.Join(left, "etc")); err != nil {
 		return fmt.Errorf("cannot leave: %w", err)
 	}
-	if err := putAway(data); err != nil {
+	if err := errors.Join(putAway(data, etcdDir), putAway(data, historyDir)); err != nil {
 		return fmt.Errorf("cannot leave: %w", err)
 	}
 	return nil
 }
 
-// putAway moves etcd's data, if there is any, in place of what was put away
+// putAway moves a directory of data, if it is there, in place of what was put away
 // before.
-func putAway(data string) error {
-	from, to := filepath.Join(data, "etcd"), filepath.Join(data, leftDir, "etcd")
+func putAway(data, name string) error {
+	from, to := filepath.Join(data, name), filepath.Join(data, leftDir, name)
 	if _, err := os.Stat(from); errors.Is(err, fs.ErrNotExist) {
 		return nil // an earlier attempt has done it
 	}

@@ -105,15 +105,19 @@ func TestLeave(t *testing.T) {
 	for _, content := range []string{"first", "second"} { // of two nodes that left
 		must(t, testDisk(t).Write(dir))
 		member("etcd/member", content)
+		member("history", content)
 		must(t, Leave(dir, data))
 		reads("etcd/member/db", content)
+		reads("history/db", content)
 		reads("etc/pki/ca.key", "secret")
 	}
 	if entries, err := os.ReadDir(dir); err != nil || len(entries) != 0 {
 		t.Errorf("%s still has %v, %v", dir, entries, err)
 	}
-	if _, err := os.Stat(filepath.Join(data, "etcd")); !errors.Is(err, fs.ErrNotExist) {
-		t.Errorf("etcd's data is still there: %v", err)
+	for _, name := range []string{"etcd", "history"} {
+		if _, err := os.Stat(filepath.Join(data, name)); !errors.Is(err, fs.ErrNotExist) {
+			t.Errorf("%s is still there: %v", name, err)
+		}
 	}
 	if info, err := os.Stat(filepath.Join(data, leftDir)); err != nil || info.Mode().Perm() != 0o700 {
 		t.Errorf("what was secret may be read: %v, %v", info, err)

@@ -115,7 +115,7 @@ func StartOver(dir, data string, initial component.InitialCluster) error {
 	if err := disk.Write(dir); err != nil {
 		return err
 	}
-	if err := putAway(data); err != nil {
+	if err := putAway(data, etcdDir); err != nil {
 		return fmt.Errorf("cannot move etcd's data aside: %w", err)
 	}
 	return nil
