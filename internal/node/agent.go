@@ -22,6 +22,7 @@ import (
 	"kuorum/internal/agent"
 	"kuorum/internal/cluster"
 	"kuorum/internal/component"
+	"kuorum/internal/history"
 	"kuorum/internal/host"
 	"kuorum/internal/keyring"
 	"kuorum/internal/membership"
@@ -55,7 +56,8 @@ type Agent struct {
 	member     *member       // nil on a node without an etcd member
 	started    time.Time
 	place      place
-	detour     string // the rules that were loaded last
+	detour     string        // the rules that were loaded last
+	book       *history.Book // who leads, as seen from here
 
 	adopting    sync.Mutex
 	renewing    sync.Mutex
@@ -90,6 +92,7 @@ func NewAgent(options Options, disk membership.Disk, doors *doors) (*Agent, erro
 		options: options, etc: component.EtcDir, machine: machine, components: component.For(machine), started: time.Now(),
 		complete: make(chan struct{}), removed: make(chan struct{}), specChanged: make(chan struct{}, 1),
 		startOver: make(chan component.InitialCluster, 1), reread: make(chan struct{}, 1), doors: doors,
+		book: history.NewBook(historyFile, component.VIPHistory, machine.Node.Name),
 	}
 	have, err := host.Addresses()
 	if err != nil {
@@ -223,23 +226,6 @@ func prepare(m component.Machine) error {
 	)
 }
 
-// link makes path lead to target. Something else of that name is left alone:
-// it is not ours.
-func link(target, path string) error {
-	if old, err := os.Readlink(path); err == nil && old != target {
-		if err := os.Remove(path); err != nil {
-			return fmt.Errorf("cannot replace %s: %w", path, err)
-		}
-	}
-	if err := os.MkdirAll(filepath.Dir(path), 0o755); err != nil {
-		return fmt.Errorf("cannot link %s: %w", path, err)
-	}
-	if err := os.Symlink(target, path); err != nil && !errors.Is(err, os.ErrExist) {
-		return fmt.Errorf("cannot link %s: %w", path, err)
-	}
-	return nil
-}
-
 func writeFiles(c component.Component) error {
 	for _, dir := range c.Dirs {
 		if err := os.MkdirAll(dir, 0o700); err != nil {
@@ -341,7 +327,7 @@ func (a *Agent) work(group *errgroup.Group, ctx context.Context) { //nolint:revi
 		group.Go(func() error { return a.importImages(ctx) })
 		group.Go(func() error { return a.keepCNI(ctx) })
 	}
-	background(group, ctx, a.followSpec, a.finishJoin, a.renewCertificates, a.followMoves, a.takeTurns)
+	background(group, ctx, a.followSpec, a.finishJoin, a.renewCertificates, a.followMoves, a.takeTurns, a.keepHistory)
 	if a.member != nil {
 		background(group, ctx, a.member.metrics.Run, a.keepMarks)
 	}

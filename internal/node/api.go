@@ -16,6 +16,7 @@ import (
 	"kuorum/internal/agent"
 	"kuorum/internal/cluster"
 	"kuorum/internal/datadir"
+	"kuorum/internal/history"
 	"kuorum/internal/lease"
 	"kuorum/internal/membership"
 	"kuorum/internal/pki"
@@ -109,6 +110,9 @@ func (a *Agent) membersAPI() http.Handler {
 		a.leave()
 	})
 	mux.HandleFunc("POST "+relocation.MovePath, a.move)
+	if a.server != nil || a.member != nil {
+		mux.HandleFunc("GET "+history.Path, serve(a.tellHistory))
+	}
 	a.keysAPI(mux)
 	if a.server != nil {
 		more := http.NewServeMux()

@@ -31,6 +31,7 @@ type member struct {
 	metrics *etcd.MetricsWatch
 	timers  cluster.Etcd // that it was started with
 	data    *datadir.Guard
+	led     ledMember // as seen from here
 }
 
 func newMember(timers cluster.Etcd) (*member, error) {

@@ -77,6 +77,7 @@ func (a *Agent) releaseLease(ctx context.Context, program string, e cluster.Lead
 		a.options.Log.Info("the lease of a dead component is left to run out", "component", program, "reason", err)
 	case err == nil && why == "":
 		a.options.Log.Info("the lease of a dead component is released", "component", program)
+		a.explain(limited, program, e, fmt.Sprintf("%s of %s died, and its agent gave the lease up", program, a.machine.Node.Name))
 	case err == nil:
 		a.options.Log.Debug("the lease of a dead component is left alone", "component", program, "reason", why)
 	}
@@ -107,11 +108,12 @@ func (a *Agent) moveLeader(r *http.Request, in lease.Order) (lease.Moved, error)
 	if in.Program == lease.VIP {
 		return lease.Moved{Leader: in.To}, a.moveVIP(r.Context(), in.To)
 	}
-	return a.handOver(r.Context(), in)
+	return a.handOver(r.Context(), in, "handed over by order")
 }
 
-// handOver gives the lead of a program to another server, if it is this one's.
-func (a *Agent) handOver(ctx context.Context, o lease.Order) (lease.Moved, error) {
+// handOver gives the lead of a program to another server, if it is this one's; why is
+// written down.
+func (a *Agent) handOver(ctx context.Context, o lease.Order, why string) (lease.Moved, error) {
 	e, err := a.electionOf(o.Program)
 	if err != nil {
 		return lease.Moved{}, err
@@ -121,15 +123,21 @@ func (a *Agent) handOver(ctx context.Context, o lease.Order) (lease.Moved, error
 	if err != nil {
 		return lease.Moved{}, err
 	}
+	ended := false // it may lead no more
 	hand := lease.Hand{
-		Self: a.machine.Node.Name, Program: o.Program, Election: e, API: a.server.leases, Restart: a.supervisor.Restart,
+		Self: a.machine.Node.Name, Program: o.Program, Election: e, API: a.server.leases,
+		Restart: func(ctx context.Context, program string, between func(context.Context) error) error {
+			ended = true
+			return a.supervisor.Restart(ctx, program, between)
+		},
 		Standby: func(ctx context.Context) error {
 			return a.agents.Call(ctx, heir.Address, lease.StandbyPath, lease.Order{Program: o.Program, To: heir.Name}, nil)
 		},
 	}
 	leader, err := hand.Over(ctx, heir.Name)
-	if err == nil {
+	if err == nil && ended {
 		a.options.Log.Info("a lead was handed over", "component", o.Program, "to", heir.Name, "leader", leader)
+		a.explain(ctx, o.Program, e, why)
 	}
 	return lease.Moved{Leader: leader}, err
 }
@@ -169,7 +177,7 @@ func (a *Agent) yieldLeads(ctx context.Context) {
 		all.Go(func() {
 			record, err := lease.Read(limited, a.server.leases, e)
 			if err == nil && record.Holder() == a.machine.Node.Name {
-				_, err = a.handOver(limited, lease.Order{Program: program})
+				_, err = a.handOver(limited, lease.Order{Program: program}, "handed over, since "+a.machine.Node.Name+" stops")
 			}
 			if err != nil {
 				a.options.Log.Info("a lead is not handed over", "component", program, "reason", err)

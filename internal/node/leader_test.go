@@ -11,14 +11,18 @@ import (
 	"net/http"
 	"net/http/httptest"
 	"net/netip"
+	"path/filepath"
 	"strconv"
 	"strings"
 	"sync"
 	"testing"
 	"time"
 
+	"github.com/google/go-cmp/cmp"
+
 	"kuorum/internal/cluster"
 	"kuorum/internal/endpoint"
+	"kuorum/internal/history"
 	"kuorum/internal/lease"
 	"kuorum/internal/supervise"
 	"kuorum/internal/tickle"
@@ -66,6 +70,29 @@ func (e *election) of() string {
 	return e.holder
 }
 
+func testBook(t *testing.T, node string) *history.Book {
+	t.Helper()
+	dir := t.TempDir()
+	return history.NewBook(filepath.Join(dir, "leaders.jsonl"), filepath.Join(dir, "vip.jsonl"), node)
+}
+
+// written are the changes in the book of a, without times.
+func written(t *testing.T, a *Agent) (changes []history.Change) {
+	t.Helper()
+	account, err := a.book.Since(time.Time{}, func(string) string { return "" })
+	if err != nil {
+		t.Fatal(err)
+	}
+	for _, c := range account.Changes {
+		if c.At.IsZero() {
+			t.Errorf("%+v has no time", c)
+		}
+		c.At = time.Time{}
+		changes = append(changes, c)
+	}
+	return changes
+}
+
 // TestMourn: the two programs that are elected are mourned, by the lease that
 // cluster.yaml names, and not before the node has joined.
 func TestMourn(t *testing.T) {
@@ -77,7 +104,7 @@ func TestMourn(t *testing.T) {
 	var log bytes.Buffer
 	e := &election{}
 	a := testAgent(&log)
-	a.machine.Spec, a.machine.Node, a.complete = spec, spec.Spec.Nodes[0], make(chan struct{})
+	a.machine.Spec, a.machine.Node, a.complete, a.book = spec, spec.Spec.Nodes[0], make(chan struct{}), testBook(t, "cp1")
 	list := func() []supervise.Process {
 		return []supervise.Process{{Name: "etcd"}, {Name: cluster.ControllerManagerName}, {Name: cluster.SchedulerName}}
 	}
@@ -116,6 +143,10 @@ func TestMourn(t *testing.T) {
 	processes[1].Died(t.Context(), died)
 	if len(e.updates) != 1 || e.of() != "cp2_x" {
 		t.Errorf("another's lease was released: %v", e.updates)
+	}
+	want := []history.Change{{What: "scheduler", From: "cp1", Why: "kube-scheduler of cp1 died, and its agent gave the lease up", By: "cp1"}}
+	if diff := cmp.Diff(want, written(t, a)); diff != "" {
+		t.Errorf("written down (-want +got):\n%s", diff)
 	}
 }
 
@@ -209,6 +240,107 @@ func TestHandOver(t *testing.T) {
 	v.agents["cp2"].yieldLeads(t.Context())
 	if e.of() != "cp1_3" {
 		t.Errorf("cp2 is about to stop, and %s leads", e.of())
+	}
+	for name, want := range map[string][]history.Change{
+		"cp1": {{What: "scheduler", From: "cp1", To: "cp2", Why: "handed over by order", By: "cp1"}},
+		"cp2": {{What: "scheduler", From: "cp2", To: "cp1", Why: "handed over, since cp2 stops", By: "cp2"}},
+	} {
+		if diff := cmp.Diff(want, written(t, v.agents[name])); diff != "" {
+			t.Errorf("%s has written down (-want +got):\n%s", name, diff)
+		}
+	}
+}
+
+// TestTellHistory: whoever has a certificate may ask, a worker has nothing to tell.
+func TestTellHistory(t *testing.T) {
+	v := newVillageApart(t, 1)
+	for _, name := range []string{"cp1", "e1"} {
+		for i, second := range []int64{100, 200} {
+			err := v.agents[name].book.See(history.Sight{What: history.Scheduler, Holder: "cp1", Term: uint64(i) + 1, Since: time.Unix(second, 0)}, "")
+			if err != nil {
+				t.Fatal(err)
+			}
+		}
+	}
+	for _, caller := range []string{"somebody", "cp2", "w1"} {
+		for _, node := range []string{"cp1", "e1"} {
+			for since, want := range map[string]int{"": 2, "?since=1970-01-01T00:03:20Z": 1, "?since=1970-01-01T00:03:21Z": 0} {
+				var account history.Account
+				if err := v.post(t, caller, node, order{history.Path + since, nil, &account}); err != nil || len(account.Changes) != want {
+					t.Errorf("%s asks %s%s and hears %+v, %v", caller, node, since, account, err)
+				}
+			}
+		}
+	}
+	err := v.post(t, "somebody", "cp1", order{history.Path + "?since=soon", nil, nil})
+	if problem, ok := errors.AsType[*cluster.Problem](err); !ok || problem.Exit != cluster.ExitUsage {
+		t.Errorf("since soon: %v", err)
+	}
+	if err := v.post(t, "somebody", "w1", order{history.Path, nil, nil}); err == nil {
+		t.Error("a worker has a history")
+	}
+}
+
+// raft is a member that counts what it is asked.
+type raft struct {
+	status  cluster.EtcdStatus
+	members int // how often its list was asked for
+}
+
+func (r *raft) Statuses(context.Context) []cluster.EtcdStatus {
+	s := r.status
+	s.Members = nil
+	return []cluster.EtcdStatus{s}
+}
+
+func (r *raft) Status(context.Context) cluster.EtcdStatus {
+	r.members++
+	return r.status
+}
+
+// TestLookAtEtcd: the member list is asked for only when another leads, and what is not
+// known is left out.
+func TestLookAtEtcd(t *testing.T) {
+	members := []cluster.EtcdMember{{ID: "a1", Name: "cp1"}, {ID: "a2", Name: "cp2"}, {ID: "a3"}}
+	r, led := &raft{}, &ledMember{}
+	for _, step := range []struct {
+		leader string
+		term   uint64
+		fails  string
+		want   string // who leads; empty: it is left out
+		asked  int
+	}{
+		{"", 1, "", "", 0},
+		{"a1", 2, "", "cp1", 1},
+		{"a1", 2, "", "cp1", 1},
+		{"", 3, "", "", 1},
+		{"a1", 2, "off", "", 1},
+		{"a1", 2, "", "cp1", 1},
+		{"a1", 4, "", "cp1", 2},
+		{"a2", 5, "", "cp2", 3},
+		{"a1", 5, "", "cp1", 4}, // of another etcd, in its place
+		{"a3", 6, "", "", 5},
+		{"a9", 7, "", "", 6},
+	} {
+		r.status = cluster.EtcdStatus{Error: step.fails, Leader: step.leader, Term: step.term, Members: members}
+		got, want := led.look(t.Context(), r), []history.Sight(nil)
+		if step.want != "" {
+			want = []history.Sight{{What: history.Etcd, Holder: step.want, Term: step.term}}
+		}
+		if diff := cmp.Diff(want, got); diff != "" || r.members != step.asked {
+			t.Errorf("%+v: its list was asked for %d times (-want +got):\n%s", step, r.members, diff)
+		}
+	}
+}
+
+func TestSightOf(t *testing.T) {
+	now := time.Unix(100, 0)
+	got := sightOf(cluster.LeaseStatus{
+		Name: cluster.ControllerManagerName, Holder: "cp1", Since: now, Renewed: now.Add(time.Second), Lasts: cluster.Duration(15 * time.Second), Transitions: 3,
+	})
+	want := history.Sight{What: history.ControllerManager, Holder: "cp1", Term: 3, Since: now, Renewed: now.Add(time.Second), Lasts: 15 * time.Second}
+	if diff := cmp.Diff(want, got); diff != "" || ledWord(cluster.SchedulerName) != history.Scheduler {
+		t.Errorf("(-want +got):\n%s", diff)
 	}
 }
 

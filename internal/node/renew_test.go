@@ -82,6 +82,7 @@ func (v *village) settle(t *testing.T, n cluster.Node) {
 	a := &Agent{
 		options: Options{Log: slog.New(slog.DiscardHandler)}, etc: t.TempDir(), machine: component.Machine{Spec: v.spec, Node: n},
 		reread: make(chan struct{}, 1), removed: make(chan struct{}),
+		book: testBook(t, n.Name),
 	}
 	a.spec.Store(v.spec)
 	if n.Role == cluster.RoleServer {

@@ -3,13 +3,18 @@ package node
 import (
 	"cmp"
 	"context"
+	"fmt"
 	"maps"
+	"net/http"
 	"slices"
+	"strings"
 	"sync"
 	"time"
 
 	"kuorum/internal/cluster"
 	"kuorum/internal/component"
+	"kuorum/internal/etcd"
+	"kuorum/internal/history"
 	"kuorum/internal/host"
 	"kuorum/internal/keyring"
 	"kuorum/internal/lease"
@@ -99,6 +104,109 @@ func (s *server) leaders(ctx context.Context, elections map[string]cluster.Leade
 		}
 	}
 	return leases
+}
+
+// historyFile is where the agent writes down who leads.
+const historyFile = component.VarDir + "/history/leaders.jsonl"
+
+// keepHistory writes down who leads until ctx ends. A worker sees nothing of it.
+func (a *Agent) keepHistory(ctx context.Context) {
+	if a.server == nil && a.member == nil {
+		return
+	}
+	w := history.Watch{Book: a.book, Log: a.options.Log, Look: a.sights}
+	w.Run(ctx)
+}
+
+// sights are who leads as this node can see it at little cost: its own member and its
+// own API server tell, the latter from its cache.
+func (a *Agent) sights(ctx context.Context) []history.Sight {
+	limited, cancel := context.WithTimeout(ctx, probeTime)
+	defer cancel()
+	var list []history.Sight
+	if a.member != nil {
+		list = append(list, a.member.led.look(limited, a.member.etcd)...)
+	}
+	if a.server == nil {
+		return list
+	}
+	for _, l := range a.server.leaders(limited, a.machine.Spec.Elections()) {
+		list = append(list, sightOf(l))
+	}
+	return list
+}
+
+func sightOf(l cluster.LeaseStatus) history.Sight {
+	return history.Sight{
+		What: ledWord(l.Name), Holder: l.Holder, Term: uint64(max(0, l.Transitions)), //nolint:gosec // not negative
+		Since: l.Since, Renewed: l.Renewed, Lasts: time.Duration(l.Lasts),
+	}
+}
+
+// ledWord is what a program is called where its leaders are.
+func ledWord(program string) string { return strings.TrimPrefix(program, "kube-") }
+
+// ledMember is who was seen to lead etcd. It is its watcher's own.
+type ledMember struct {
+	id    string
+	sight history.Sight
+}
+
+// members is a member that is asked, an etcd.Client but for tests.
+type members interface {
+	Statuses(ctx context.Context) []cluster.EtcdStatus
+	Status(ctx context.Context) cluster.EtcdStatus
+}
+
+// look asks for the names of members only when another leads, or in another term.
+func (l *ledMember) look(ctx context.Context, own members) []history.Sight {
+	s := etcd.Newest(own.Statuses(ctx))
+	if s.Error != "" || s.Leader == "" {
+		return nil
+	}
+	if s.Leader != l.id || s.Term != l.sight.Term {
+		s = own.Status(ctx)
+		i := slices.IndexFunc(s.Members, func(m cluster.EtcdMember) bool { return m.ID == s.Leader })
+		if i < 0 || s.Members[i].Name == "" {
+			return nil // a learner does not tell
+		}
+		l.id, l.sight = s.Leader, history.Sight{What: history.Etcd, Holder: s.Members[i].Name, Term: s.Term}
+	}
+	return []history.Sight{l.sight}
+}
+
+// explain writes down why the lead of a program has just gone from here. What came of
+// it is asked for: another server may have taken it by now.
+func (a *Agent) explain(ctx context.Context, program string, e cluster.LeaderElection, why string) {
+	r, err := lease.Read(ctx, a.server.leases, e)
+	if err == nil {
+		err = a.book.Explain(history.Sight{
+			What: ledWord(program), Holder: r.Holder(), Term: uint64(max(0, r.Transitions)), //nolint:gosec // not negative
+			Since: r.Acquired, From: a.machine.Node.Name,
+		}, why)
+	}
+	if err != nil {
+		a.options.Log.Info("why a lead has gone from here is not written down", "component", program, "reason", err)
+	}
+}
+
+// tellHistory answers history.Path.
+func (a *Agent) tellHistory(r *http.Request, _ nothing) (history.Account, error) {
+	var since time.Time
+	if text := r.URL.Query().Get("since"); text != "" {
+		var err error
+		if since, err = time.Parse(time.RFC3339, text); err != nil {
+			return history.Account{}, &cluster.Problem{What: fmt.Sprintf("since: %q is no time", text), Err: err, Exit: cluster.ExitUsage}
+		}
+	}
+	return a.book.Since(since, func(address string) string {
+		for _, n := range a.spec.Load().Spec.Nodes {
+			if n.Address == address {
+				return n.Name
+			}
+		}
+		return ""
+	})
 }
 
 func diskStatus(dir string) cluster.DiskStatus {

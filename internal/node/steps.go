@@ -185,3 +185,20 @@ func (c apiClient) apply(ctx context.Context, o object) error {
 func (c apiClient) labelServer(ctx context.Context, name string) error {
 	return c.Patch(ctx, nodesPath+name, kubeapi.MergePatch, roleLabel)
 }
+
+// link makes path lead to target. Something else of that name is left alone:
+// it is not ours.
+func link(target, path string) error {
+	if old, err := os.Readlink(path); err == nil && old != target {
+		if err := os.Remove(path); err != nil {
+			return fmt.Errorf("cannot replace %s: %w", path, err)
+		}
+	}
+	if err := os.MkdirAll(filepath.Dir(path), 0o755); err != nil {
+		return fmt.Errorf("cannot link %s: %w", path, err)
+	}
+	if err := os.Symlink(target, path); err != nil && !errors.Is(err, os.ErrExist) {
+		return fmt.Errorf("cannot link %s: %w", path, err)
+	}
+	return nil
+}
