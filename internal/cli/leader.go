@@ -34,7 +34,7 @@ type lead struct {
 }
 
 func (a *app) leaderCommand() *cobra.Command {
-	output, watch := "table", false
+	output, watch, past := "table", false, pastLeaders{}
 	cmd := &cobra.Command{
 		Use:   "leader",
 		Short: "Who leads: etcd's member, the scheduler and controller-manager at work, the virtual IP",
@@ -45,26 +45,46 @@ the API is gone.
 Since when a member leads etcd is not known. The term is etcd's own, how often the lease has changed hands, or how often a
 server took or gave up the virtual IP.
 
+--history tells who led before, when that changed and why, as far as anybody knows: each server and etcd node remembers the last
+1000 changes that it has seen itself, and those of one that does not answer are missing. Only the virtual IP's, or only etcd's:
+name it. An etcd that somebody else runs has no history here.
+
 Exit codes: 0, 4 nobody to ask.`,
 		Example: `  kuorum leader
   kuorum leader --watch                 a line for each change
+  kuorum leader --history --since 1h    every change of the last hour, and why
+  kuorum leader --history vip
   kuorum leader move etcd cp2
   kuorum leader move scheduler          to whichever server is ready`,
-		Args: cobra.NoArgs,
-		RunE: func(cmd *cobra.Command, _ []string) error {
+		Args: func(cmd *cobra.Command, args []string) error {
+			if past.asked {
+				return nil // it has words of its own
+			}
+			return cobra.NoArgs(cmd, args)
+		},
+		ValidArgsFunction: past.complete,
+		RunE: func(cmd *cobra.Command, args []string) error {
+			if err := past.check(cmd, args); err != nil {
+				return err
+			}
 			t, err := a.target()
 			if err != nil {
 				return err
 			}
-			if watch {
+			switch {
+			case watch:
 				return a.watchLeaders(cmd.Context(), t)
+			case past.asked:
+				return a.leadersBefore(cmd.Context(), t, past, output)
 			}
 			return a.leaders(cmd.Context(), t, output)
 		},
 	}
 	outputFlag(cmd, &output)
 	cmd.Flags().BoolVarP(&watch, "watch", "w", false, "print a line for each change until ^C")
+	past.bind(cmd)
 	cmd.MarkFlagsMutuallyExclusive("watch", "output")
+	cmd.MarkFlagsMutuallyExclusive("watch", "history")
 	cmd.AddCommand(a.leaderMove())
 	return cmd
 }

@@ -137,6 +137,8 @@ func TestVirtualIPNeedsNoQuorum(t *testing.T) {
 // that cannot know: one that is frozen or cut off.
 func TestVirtualIPIsAtOnePlace(t *testing.T) {
 	l := threeServers(t)
+	silent := "heard nothing from the active router"
+	why := map[string]string{"kill": silent, "stop": "shut down", "pause": silent, "cut": silent}
 	for _, how := range [][]string{{"fault", "kill", "%s/endpoint"}, {"fault", "stop", "%s/endpoint"}, {"fault", "pause", "%s"}, {"fault", "cut", "%s"}} {
 		holder := l.holder(t, "cp1", "cp2", "cp3")
 		args := slices.Clone(how)
@@ -155,6 +157,7 @@ func TestVirtualIPIsAtOnePlace(t *testing.T) {
 					t.Errorf("the virtual IP is at %q", has)
 				}
 			}
+			l.awaitChange(t, "vip", change{From: holder, Why: why[how[1]]})
 		})
 	}
 }

@@ -51,6 +51,27 @@ func (l *lab) leads(t *testing.T) map[string]lead {
 	return leads
 }
 
+// change is a line of `kuorum leader --history -o json`.
+type change struct{ From, To, Why string }
+
+// awaitChange waits for the history to have a change of the last minute, from one
+// server to another, or to any if that is empty, with the words as a reason.
+func (l *lab) awaitChange(t *testing.T, what string, want change) {
+	t.Helper()
+	eventually(t, 10*time.Second, func() error {
+		var list struct{ Items []change }
+		if err := json.Unmarshal([]byte(l.run(t, "leader", "--history", what, "--since", "1m", "-o", "json")), &list); err != nil {
+			return err
+		}
+		for _, c := range list.Items {
+			if c.From == want.From && c.To != "" && (want.To == "" || c.To == want.To) && strings.Contains(c.Why, want.Why) {
+				return nil
+			}
+		}
+		return fmt.Errorf("%s: nothing like %+v among %+v", what, want, list.Items)
+	})
+}
+
 // history is every version of a Lease since it was first asked for.
 type history struct {
 	mu       sync.Mutex
@@ -197,6 +218,7 @@ func TestDeadLeaderIsFollowedAtOnce(t *testing.T) {
 				t.Logf("that is more than the usual %v", usual)
 			}
 			h.check(t, program)
+			l.awaitChange(t, strings.TrimPrefix(program, "kube-"), change{node(holder), node(next), "died, and its agent gave the lease up"})
 			l.awaitReady(t)
 		})
 	}
@@ -229,6 +251,11 @@ func TestLeaderMove(t *testing.T) {
 			if now.Leader != to || now.Term <= before.Term {
 				t.Errorf("%+v became %+v, and %s should lead", before, now, to)
 			}
+			why := "handed over by order"
+			if what == "etcd" {
+				why = fmt.Sprintf("elected in term %d", now.Term)
+			}
+			l.awaitChange(t, what, change{From: before.Leader, Why: why}) // perhaps by way of a third
 			if r := try(t, "-c", l.name, "leader", "move", what, to); r.code != 0 || !strings.Contains(r.talk, "already") {
 				t.Errorf("once more: exit code %d: %s", r.code, r.talk)
 			}
