@@ -37,7 +37,7 @@ unit: ## test without a cluster; no root needed
 
 lab: ## test with real clusters, as root
 	$(go) run ./cmd/mkbundle needs tests
-	$(go) test -count=1 -timeout=3m -p=1 -tags lab -run='^TestReal' ./internal/relocation ./internal/fault ./internal/vrrp ./internal/tickle ./internal/loadbalancer
+	$(go) test -count=1 -timeout=3m -p=1 -tags lab -run='^TestReal' ./internal/testnet ./internal/relocation ./internal/fault ./internal/vrrp ./internal/tickle ./internal/loadbalancer
 	$(go) test -count=1 -timeout=60m -tags lab ./test/lab/...
 
 lint: ## check style, with .golangci.yml

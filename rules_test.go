@@ -20,7 +20,7 @@ import (
 // from layers below its own; siblings meet further up, through interfaces that
 // their user declares. A new package needs a place here.
 var layers = []string{
-	"cluster host step",
+	"cluster host step testnet",
 	"pki supervise bundle agent advise datadir ledger vrrp tickle handover loadbalancer",
 	"component doctor endpoint etcd fault history keyring kubeapi kubeconfig",
 	"lease membership relocation",
@@ -73,6 +73,27 @@ func TestImportsPointDownwards(t *testing.T) {
 	for name := range floor {
 		if !seen[name] {
 			t.Errorf("layers names internal/%s, which does not exist", name)
+		}
+	}
+}
+
+// TestOnlyTestsHaveNetworks: testnet ends the test that it is called from, and fails
+// where a program could not.
+func TestOnlyTestsHaveNetworks(t *testing.T) {
+	const imports = `{{.ImportPath}}{{range .Imports}} {{.}}{{end}}`
+	out, err := exec.CommandContext(t.Context(), "go", "list", "-tags", "lab", "-f", imports, "./...").Output()
+	if err != nil {
+		t.Fatalf("cannot list packages: %v", err)
+	}
+	if !strings.Contains(string(out), "\nkuorum/internal/testnet ") {
+		t.Fatalf("the list is not that of the packages: %.200s", out)
+	}
+	for line := range strings.Lines(string(out)) {
+		paths := strings.Fields(line)
+		for _, imported := range paths[1:] {
+			if ours(imported) == "testnet" {
+				t.Errorf("%s imports internal/testnet outside of its tests", paths[0])
+			}
 		}
 	}
 }

@@ -4,7 +4,6 @@ package fault
 
 import (
 	"bufio"
-	"context"
 	"errors"
 	"fmt"
 	"io"
@@ -12,36 +11,27 @@ import (
 	"os"
 	"os/exec"
 	"strings"
-	"syscall"
 	"testing"
 	"time"
+
+	"kuorum/internal/testnet"
 )
 
 // patient is how long a packet may take here, at the most.
 const patient = 700 * time.Millisecond
 
-// TestMain makes this test binary be what runs on the machines, when it is
-// called with a role.
 func TestMain(m *testing.M) {
-	if len(os.Args) < 3 || os.Args[1] != "role" {
-		os.Exit(m.Run())
-	}
-	roles := map[string]func(string) error{"serve": serve, "talk": talk, "shout": shout}
-	if err := roles[os.Args[2]](os.Args[3]); err != nil {
-		fmt.Fprintln(os.Stderr, err)
-		os.Exit(1)
-	}
+	os.Exit(testnet.Main(m, map[string]testnet.Role{"serve": serve, "talk": talk, "shout": shout}))
 }
 
 // serve echoes what TCP connections to the ports bring, and prints what
 // datagrams to the first of them bring.
-func serve(ports string) error {
-	list := strings.Split(ports, ",")
-	packets, err := net.ListenPacket("udp4", ":"+list[0])
+func serve(ports []string) error {
+	packets, err := net.ListenPacket("udp4", ":"+ports[0])
 	if err != nil {
 		return err
 	}
-	for _, port := range list {
+	for _, port := range ports {
 		ln, err := net.Listen("tcp4", ":"+port)
 		if err != nil {
 			return err
@@ -69,8 +59,8 @@ func serve(ports string) error {
 
 // talk sends each line of its input over one connection, and prints the echo,
 // or "lost".
-func talk(address string) error {
-	conn, err := net.DialTimeout("tcp4", address, patient)
+func talk(args []string) error {
+	conn, err := net.DialTimeout("tcp4", args[0], patient)
 	if err != nil {
 		fmt.Println("lost")
 		return nil
@@ -90,115 +80,50 @@ func talk(address string) error {
 	return nil
 }
 
-// shout sends one datagram, "ADDRESS text".
-func shout(order string) error {
-	address, text, _ := strings.Cut(order, " ")
-	conn, err := net.Dial("udp4", address)
+// shout sends one datagram: an address, and what to say there.
+func shout(args []string) error {
+	conn, err := net.Dial("udp4", args[0])
 	if err == nil {
-		_, err = conn.Write([]byte(text))
+		_, err = conn.Write([]byte(args[1]))
 	}
 	return err
 }
 
-// wires is a switch with three machines, each a network namespace.
+// wires is a switch with three machines, which have servers.
 type wires struct {
 	t       *testing.T
-	sw      *exec.Cmd
+	sw      *testnet.Switch
 	ports   map[string]string
-	at      map[string]*exec.Cmd     // the namespace of each, and of the switch ("host")
-	address map[string]string        // without a port
-	heard   map[string]<-chan string // what datagrams said to each
+	at      map[string]testnet.Namespace // each machine, and the switch ("host")
+	address map[string]string            // without a port
+	heard   map[string]<-chan string     // what datagrams said to each
 }
 
 func newWires(t *testing.T) *wires {
 	t.Helper()
-	if os.Geteuid() != 0 {
-		t.Fatal("must run as root")
-	}
 	w := &wires{
-		t: t, ports: map[string]string{}, at: map[string]*exec.Cmd{}, address: map[string]string{}, heard: map[string]<-chan string{},
+		t: t, sw: testnet.New(t), ports: map[string]string{}, at: map[string]testnet.Namespace{},
+		address: map[string]string{}, heard: map[string]<-chan string{},
 	}
-	w.sw = w.namespace()
-	w.at["host"] = w.sw
-	w.in(w.sw, "ip", "link", "add", "sw0", "type", "bridge")
-	w.in(w.sw, "ip", "link", "set", "sw0", "up")
-	w.in(w.sw, "ip", "address", "add", "198.18.0.1/24", "dev", "sw0")
+	w.at["host"] = w.sw.Namespace
+	w.sw.Address("198.18.0.1/24")
 	for i, name := range []string{"cp1", "cp2", "cp3"} {
-		m := w.namespace()
-		port := fmt.Sprintf("m%d", i)
-		w.at[name], w.ports[name], w.address[name] = m, port, fmt.Sprintf("198.18.0.%d", 11+i)
-		w.in(w.sw, "ip", "link", "add", port, "type", "veth", "peer", "name", "eth0", "netns", fmt.Sprint(m.Process.Pid))
-		w.in(w.sw, "ip", "link", "set", port, "master", "sw0", "up")
-		w.in(m, "ip", "link", "set", "lo", "up")
-		w.in(m, "ip", "link", "set", "eth0", "up")
-		w.in(m, "ip", "address", "add", w.address[name]+"/24", "dev", "eth0")
-		w.serve(name)
+		w.address[name] = fmt.Sprintf("198.18.0.%d", 11+i)
+		m := w.sw.Machine(fmt.Sprintf("m%d", i), w.address[name]+"/24")
+		w.at[name], w.ports[name] = m.Namespace, m.Port
+		server := testnet.Talk(t, m.Role("serve", "7000", "2380"))
+		w.heard[name] = server.Lines
+		if line := <-server.Lines; line != "ready" {
+			t.Fatalf("the server of %s says %q", name, line)
+		}
 	}
 	return w
-}
-
-func (w *wires) namespace() *exec.Cmd {
-	w.t.Helper()
-	cmd := exec.CommandContext(context.WithoutCancel(w.t.Context()), "sleep", "600")
-	cmd.SysProcAttr = &syscall.SysProcAttr{Cloneflags: syscall.CLONE_NEWNET, Pdeathsig: syscall.SIGKILL}
-	if err := cmd.Start(); err != nil {
-		w.t.Fatal(err)
-	}
-	w.t.Cleanup(func() { _, _ = cmd.Process.Kill(), cmd.Wait() })
-	return cmd
-}
-
-func inside(ctx context.Context, at *exec.Cmd, argv ...string) *exec.Cmd {
-	return exec.CommandContext(ctx, "nsenter", append([]string{"-t", fmt.Sprint(at.Process.Pid), "-n", "--"}, argv...)...)
-}
-
-func (w *wires) in(at *exec.Cmd, argv ...string) {
-	w.t.Helper()
-	if out, err := inside(w.t.Context(), at, argv...).CombinedOutput(); err != nil {
-		w.t.Fatalf("%v: %v\n%s", argv, err, out)
-	}
-}
-
-// role starts this program on a machine.
-func (w *wires) role(name string, words ...string) (*exec.Cmd, io.Writer, <-chan string) {
-	w.t.Helper()
-	cmd := inside(context.WithoutCancel(w.t.Context()), w.at[name], append([]string{os.Args[0], "role"}, words...)...)
-	cmd.SysProcAttr = &syscall.SysProcAttr{Pdeathsig: syscall.SIGKILL}
-	in, err := cmd.StdinPipe()
-	if err != nil {
-		w.t.Fatal(err)
-	}
-	out, err := cmd.StdoutPipe()
-	if err != nil {
-		w.t.Fatal(err)
-	}
-	if err := cmd.Start(); err != nil {
-		w.t.Fatal(err)
-	}
-	lines := make(chan string, 100)
-	go func() {
-		for scan := bufio.NewScanner(out); scan.Scan(); {
-			lines <- scan.Text()
-		}
-		close(lines)
-	}()
-	w.t.Cleanup(func() { _, _ = cmd.Process.Kill(), cmd.Wait() })
-	return cmd, in, lines
-}
-
-func (w *wires) serve(name string) {
-	w.t.Helper()
-	_, _, heard := w.role(name, "serve", "7000,2380")
-	w.heard[name] = heard
-	if line := <-heard; line != "ready" {
-		w.t.Fatalf("the server of %s says %q", name, line)
-	}
 }
 
 // load gives the switch the rules of these faults, as the lab process does.
 func (w *wires) load(faults ...Fault) {
 	w.t.Helper()
-	cmd := inside(w.t.Context(), w.sw, "nft", "-f", "-")
+	cmd := w.sw.Command(w.t.Context(), "nft", "-f", "-")
 	cmd.Stdin = strings.NewReader(Rules(faults, w.ports))
 	if out, err := cmd.CombinedOutput(); err != nil {
 		w.t.Fatalf("%v: %s", err, out)
@@ -206,20 +131,16 @@ func (w *wires) load(faults ...Fault) {
 }
 
 // line is an open connection.
-type line struct {
-	in    io.Writer
-	lines <-chan string
-}
+type line struct{ *testnet.Child }
 
 func (l line) works() bool {
-	fmt.Fprintln(l.in, "hello")
-	return <-l.lines == "hello"
+	fmt.Fprintln(l.In, "hello")
+	return <-l.Lines == "hello"
 }
 
 func (w *wires) open(from, to, port string) line {
 	w.t.Helper()
-	_, in, lines := w.role(from, "talk", net.JoinHostPort(w.address[to], port))
-	return line{in, lines}
+	return line{testnet.Talk(w.t, w.at[from].Role("talk", net.JoinHostPort(w.address[to], port)))}
 }
 
 // connects tells whether a new connection works.
@@ -232,8 +153,7 @@ func (w *wires) connects(from, to, port string) bool {
 func (w *wires) hears(from, to string) bool {
 	w.t.Helper()
 	text := fmt.Sprintf("from %s at %d", from, time.Now().UnixNano())
-	cmd, _, _ := w.role(from, "shout", net.JoinHostPort(w.address[to], "7000")+" "+text)
-	if err := cmd.Wait(); err != nil {
+	if err := w.at[from].Role("shout", net.JoinHostPort(w.address[to], "7000"), text).Run(); err != nil {
 		if _, ended := errors.AsType[*exec.ExitError](err); !ended { // a local refusal is a loss
 			w.t.Fatal(err)
 		}
@@ -293,9 +213,8 @@ func TestRealCuts(t *testing.T) {
 
 	w.load()
 	w.expect("healed", all...)
-	out, err := inside(t.Context(), w.sw, "nft", "list", "ruleset").Output()
-	if err != nil || len(out) != 0 {
-		t.Errorf("left behind: %v\n%s", err, out)
+	if out := w.sw.Run("nft", "list", "ruleset"); out != "" {
+		t.Errorf("left behind:\n%s", out)
 	}
 }
 
@@ -309,7 +228,7 @@ func TestRealOneWay(t *testing.T) {
 	}
 	w.load(cut(t, "cp1|cp2", true))
 	for _, name := range []string{"cp1", "cp2"} {
-		w.in(w.at[name], "ip", "neigh", "flush", "dev", "eth0")
+		w.at[name].Run("ip", "neigh", "flush", "dev", testnet.Link)
 	}
 	if w.hears("cp1", "cp2") {
 		t.Error("what was to be lost arrives")

@@ -4,18 +4,17 @@ package relocation
 
 import (
 	"context"
-	"fmt"
 	"os"
 	"os/exec"
 	"path/filepath"
 	"strings"
-	"syscall"
 	"testing"
 	"time"
 
 	"kuorum/internal/cluster"
 	"kuorum/internal/component"
 	"kuorum/internal/pki"
+	"kuorum/internal/testnet"
 )
 
 const bundle = "../../build/bundle/bin/"
@@ -29,16 +28,12 @@ type site struct {
 	spec *cluster.Spec // as the machines are
 	init string        // what each etcd is told at its first start
 
-	sw       *exec.Cmd
-	machines map[string]*exec.Cmd // holds the namespace
+	machines map[string]*testnet.Machine
 	etcds    map[string]*exec.Cmd
 }
 
 func newSite(t *testing.T) *site {
 	t.Helper()
-	if os.Geteuid() != 0 {
-		t.Fatal("must run as root")
-	}
 	set, err := pki.NewSet(time.Now())
 	if err != nil {
 		t.Fatal(err)
@@ -46,43 +41,13 @@ func newSite(t *testing.T) *site {
 	spec := newSpec(t, 3, 0)
 	s := &site{
 		t: t, dir: t.TempDir(), set: set, spec: spec, init: component.Founders(spec).Members,
-		machines: map[string]*exec.Cmd{}, etcds: map[string]*exec.Cmd{},
+		machines: map[string]*testnet.Machine{}, etcds: map[string]*exec.Cmd{},
 	}
-	s.sw = s.namespace()
-	s.in(s.sw, "ip", "link", "add", "sw0", "type", "bridge")
-	s.in(s.sw, "ip", "link", "set", "sw0", "up")
+	sw := testnet.New(t)
 	for _, n := range spec.Servers() {
-		m := s.namespace()
-		s.machines[n.Name] = m
-		s.in(s.sw, "ip", "link", "add", n.Name, "type", "veth", "peer", "name", "eth0", "netns", fmt.Sprint(m.Process.Pid))
-		s.in(s.sw, "ip", "link", "set", n.Name, "master", "sw0", "up")
-		s.in(m, "ip", "link", "set", "lo", "up")
-		s.in(m, "ip", "link", "set", "eth0", "up")
+		s.machines[n.Name] = sw.Machine(n.Name)
 	}
 	return s
-}
-
-// namespace is a process in a network namespace, which ends with the test.
-func (s *site) namespace() *exec.Cmd {
-	s.t.Helper()
-	cmd := exec.CommandContext(context.WithoutCancel(s.t.Context()), "sleep", "600")
-	cmd.SysProcAttr = &syscall.SysProcAttr{Cloneflags: syscall.CLONE_NEWNET, Pdeathsig: syscall.SIGKILL}
-	if err := cmd.Start(); err != nil {
-		s.t.Fatal(err)
-	}
-	s.t.Cleanup(func() { _, _ = cmd.Process.Kill(), cmd.Wait() })
-	return cmd
-}
-
-func inside(ctx context.Context, at *exec.Cmd, argv ...string) *exec.Cmd {
-	return exec.CommandContext(ctx, "nsenter", append([]string{"-t", fmt.Sprint(at.Process.Pid), "-n", "--"}, argv...)...)
-}
-
-func (s *site) in(at *exec.Cmd, argv ...string) {
-	s.t.Helper()
-	if out, err := inside(s.t.Context(), at, argv...).CombinedOutput(); err != nil {
-		s.t.Fatalf("%v: %v\n%s", argv, err, out)
-	}
 }
 
 // start brings every machine to its address and its etcd up.
@@ -90,27 +55,23 @@ func (s *site) start() {
 	s.t.Helper()
 	for _, n := range s.spec.Servers() {
 		m := s.machines[n.Name]
-		s.in(m, "ip", "address", "flush", "dev", "eth0")
-		s.in(m, "ip", "address", "add", n.Address+"/24", "dev", "eth0")
+		m.Run("ip", "address", "flush", "dev", testnet.Link)
+		m.Address(n.Address + "/24")
 		s.certify(n)
 		pki := func(name string) string { return filepath.Join(s.dir, n.Name, "pki/etcd", name) }
-		cmd := inside(context.WithoutCancel(s.t.Context()), m, bundle+"etcd", "--name="+n.Name, "--data-dir="+filepath.Join(s.dir, n.Name, "data"), "--unsafe-no-fsync",
+		cmd := m.Command(s.t.Context(), bundle+"etcd", "--name="+n.Name, "--data-dir="+filepath.Join(s.dir, n.Name, "data"), "--unsafe-no-fsync",
 			"--listen-client-urls=http://127.0.0.1:2379", "--advertise-client-urls="+component.ClientURL(n),
 			"--listen-peer-urls="+component.PeerURL(n), "--initial-advertise-peer-urls="+component.PeerURL(n), "--initial-cluster="+s.init,
 			"--peer-client-cert-auth=true", "--peer-trusted-ca-file="+pki("ca.crt"), "--peer-cert-file="+pki("peer.crt"), "--peer-key-file="+pki("peer.key"),
 			"--heartbeat-interval=50", "--election-timeout=500")
-		cmd.SysProcAttr = &syscall.SysProcAttr{Pdeathsig: syscall.SIGKILL}
-		if err := cmd.Start(); err != nil {
-			s.t.Fatal(err)
-		}
-		s.t.Cleanup(func() { _, _ = cmd.Process.Kill(), cmd.Wait() })
+		testnet.Start(s.t, cmd)
 		s.etcds[n.Name] = cmd
 	}
 }
 
 func (s *site) stop() {
 	for _, cmd := range s.etcds {
-		_, _ = cmd.Process.Kill(), cmd.Wait()
+		testnet.End(cmd)
 	}
 }
 
@@ -135,7 +96,7 @@ func (s *site) certify(n cluster.Node) {
 func (s *site) detour() {
 	s.t.Helper()
 	for _, n := range s.spec.Servers() {
-		cmd := inside(s.t.Context(), s.machines[n.Name], "nft", "-f", "-")
+		cmd := s.machines[n.Name].Command(s.t.Context(), "nft", "-f", "-")
 		cmd.Stdin = strings.NewReader(Detour(s.spec, n.Name))
 		if out, err := cmd.CombinedOutput(); err != nil {
 			s.t.Fatalf("%v: %s", err, out)
@@ -146,7 +107,7 @@ func (s *site) detour() {
 func (s *site) etcdctl(name string, wait time.Duration, args ...string) (string, error) {
 	ctx, cancel := context.WithTimeout(s.t.Context(), wait)
 	defer cancel()
-	cmd := inside(ctx, s.machines[name], append([]string{bundle + "etcdctl", "--command-timeout=" + wait.String()}, args...)...)
+	cmd := s.machines[name].Command(ctx, append([]string{bundle + "etcdctl", "--command-timeout=" + wait.String()}, args...)...)
 	out, err := cmd.Output()
 	return strings.TrimSpace(string(out)), err
 }

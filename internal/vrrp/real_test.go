@@ -8,7 +8,6 @@ import (
 	"encoding/json"
 	"errors"
 	"fmt"
-	"io"
 	"net"
 	"net/netip"
 	"os"
@@ -24,41 +23,22 @@ import (
 	"golang.org/x/net/ipv4"
 
 	"kuorum/internal/host"
+	"kuorum/internal/testnet"
 )
 
 // slack is what a busy machine may add to a take-over.
 const slack = 300 * time.Millisecond
 
-// The test binary with routerConfig set is a router, for a process that can be
-// killed; with strayTo set it sends what a stranger might.
-const (
-	routerConfig = "KUORUM_VRRP_TEST_ROUTER"
-	strayTo      = "KUORUM_VRRP_TEST_STRAY"
-)
-
 func TestMain(m *testing.M) {
-	var err error
-	switch {
-	case os.Getenv(routerConfig) != "":
-		err = runRouter(os.Getenv(routerConfig))
-	case os.Getenv(strayTo) != "":
-		err = sendStrays(os.Getenv(strayTo))
-	default:
-		os.Exit(m.Run())
-	}
-	if err != nil {
-		fmt.Fprintln(os.Stderr, err)
-		os.Exit(1)
-	}
-	os.Exit(0)
+	os.Exit(testnet.Main(m, map[string]testnet.Role{"router": runRouter, "strays": sendStrays}))
 }
 
 // runRouter obeys lines of its input and answers each with its status.
-func runRouter(text string) error {
+func runRouter(args []string) error {
 	ctx, stop := signal.NotifyContext(context.Background(), syscall.SIGTERM)
 	defer stop()
 	var cfg Config
-	if err := json.Unmarshal([]byte(text), &cfg); err != nil {
+	if err := json.Unmarshal([]byte(args[0]), &cfg); err != nil {
 		return err
 	}
 	wire, err := Open(ctx, cfg)
@@ -93,9 +73,9 @@ func runRouter(text string) error {
 }
 
 // sendStrays sends advertisements of the highest priority that must not be heard.
-func sendStrays(text string) error {
+func sendStrays(args []string) error {
 	var cfg Config
-	if err := json.Unmarshal([]byte(text), &cfg); err != nil {
+	if err := json.Unmarshal([]byte(args[0]), &cfg); err != nil {
 		return err
 	}
 	conn, err := host.ListenOn(context.Background(), "ip4:112", "0.0.0.0", cfg.Interface)
@@ -121,61 +101,22 @@ func sendStrays(text string) error {
 	)
 }
 
-// site is machines in network namespaces on one switch.
+// site is machines on one switch.
 type site struct {
 	t        *testing.T
 	six      bool
-	sw       *exec.Cmd
-	machines []*exec.Cmd
+	machines []*testnet.Machine
 }
 
 func newSite(t *testing.T, n int, six bool) *site {
 	t.Helper()
-	if os.Geteuid() != 0 {
-		t.Fatal("must run as root")
-	}
 	s := &site{t: t, six: six}
-	s.sw = s.namespace()
-	s.in(s.sw, "ip", "link", "add", "sw0", "type", "bridge")
-	s.in(s.sw, "ip", "link", "set", "sw0", "up")
+	sw := testnet.New(t)
 	for i := range n {
-		m := s.namespace()
-		s.machines = append(s.machines, m)
-		port := fmt.Sprintf("m%d", i)
-		s.in(s.sw, "ip", "link", "add", port, "type", "veth", "peer", "name", "eth0", "netns", fmt.Sprint(m.Process.Pid))
-		s.in(s.sw, "ip", "link", "set", port, "master", "sw0", "up")
-		s.in(m, "ip", "link", "set", "lo", "up")
-		s.in(m, "ip", "link", "set", "eth0", "up")
-		s.in(m, "ip", "address", "add", fmt.Sprintf("10.77.0.%d/24", i+1), "dev", "eth0")
-		s.in(m, "ip", "address", "add", fmt.Sprintf("fd77::%d/64", i+1), "dev", "eth0", "nodad")
-		s.in(m, "ip", "address", "add", fmt.Sprintf("fe80::77:%d/64", i+1), "dev", "eth0", "nodad")
+		s.machines = append(s.machines, sw.Machine(fmt.Sprintf("m%d", i),
+			fmt.Sprintf("10.77.0.%d/24", i+1), fmt.Sprintf("fd77::%d/64", i+1), fmt.Sprintf("fe80::77:%d/64", i+1)))
 	}
 	return s
-}
-
-// namespace is a process in a network namespace, which ends with the test.
-func (s *site) namespace() *exec.Cmd {
-	s.t.Helper()
-	cmd := exec.CommandContext(context.WithoutCancel(s.t.Context()), "sleep", "600")
-	cmd.SysProcAttr = &syscall.SysProcAttr{Cloneflags: syscall.CLONE_NEWNET, Pdeathsig: syscall.SIGKILL}
-	if err := cmd.Start(); err != nil {
-		s.t.Fatal(err)
-	}
-	s.t.Cleanup(func() { _, _ = cmd.Process.Kill(), cmd.Wait() })
-	return cmd
-}
-
-func inside(ctx context.Context, at *exec.Cmd, argv ...string) *exec.Cmd {
-	return exec.CommandContext(ctx, "nsenter", append([]string{"-t", fmt.Sprint(at.Process.Pid), "-n", "--"}, argv...)...)
-}
-
-func (s *site) in(at *exec.Cmd, argv ...string) string {
-	s.t.Helper()
-	out, err := inside(s.t.Context(), at, argv...).CombinedOutput()
-	if err != nil {
-		s.t.Fatalf("%v: %v\n%s", argv, err, out)
-	}
-	return string(out)
 }
 
 // own is a machine's own address, and virtual the one that they share.
@@ -196,7 +137,7 @@ func (s *site) virtual() netip.Addr {
 // config is of machine i of those in all.
 func (s *site) config(i int, priority uint8, all ...int) Config {
 	cfg := Config{
-		Interface: "eth0", VRID: 7, Addresses: []netip.Addr{s.virtual()}, Source: s.own(i), Priority: priority, Interval: interval,
+		Interface: testnet.Link, VRID: 7, Addresses: []netip.Addr{s.virtual()}, Source: s.own(i), Priority: priority, Interval: interval,
 	}
 	for _, j := range all {
 		if j != i {
@@ -210,7 +151,7 @@ func (s *site) config(i int, priority uint8, all ...int) Config {
 func (s *site) holders() []int {
 	var all []int
 	for i, m := range s.machines {
-		if strings.Contains(s.in(m, "ip", "-o", "address", "show", "dev", "eth0"), " "+s.virtual().String()+"/") {
+		if strings.Contains(m.Run("ip", "-o", "address", "show", "dev", testnet.Link), " "+s.virtual().String()+"/") {
 			all = append(all, i)
 		}
 	}
@@ -245,51 +186,28 @@ func (s *site) within(start, end time.Time, limit time.Duration, what string) {
 	}
 }
 
-// process is a router of ours on a machine.
+// process is a router on a machine.
 type process struct {
-	*exec.Cmd
-	t     *testing.T
-	in    io.Writer
-	lines *bufio.Scanner
+	*testnet.Child
+	t *testing.T
 }
 
-func (s *site) environment(at *exec.Cmd, name string, cfg Config) *exec.Cmd {
+// role is one that is told cfg.
+func (s *site) role(i int, name string, cfg Config) *exec.Cmd {
 	s.t.Helper()
 	text, err := json.Marshal(cfg)
 	if err != nil {
 		s.t.Fatal(err)
 	}
-	self, err := os.Executable()
-	if err != nil {
-		s.t.Fatal(err)
-	}
-	cmd := inside(context.WithoutCancel(s.t.Context()), at, self)
-	cmd.Env = append(os.Environ(), name+"="+string(text))
-	cmd.SysProcAttr = &syscall.SysProcAttr{Pdeathsig: syscall.SIGKILL}
-	return cmd
+	return s.machines[i].Role(name, string(text))
 }
 
 func (s *site) router(i int, cfg Config) *process {
 	s.t.Helper()
-	cmd := s.environment(s.machines[i], routerConfig, cfg)
-	cmd.Stderr = s.t.Output()
-	in, err := cmd.StdinPipe()
-	if err != nil {
-		s.t.Fatal(err)
-	}
-	out, err := cmd.StdoutPipe()
-	if err != nil {
-		s.t.Fatal(err)
-	}
-	if err := cmd.Start(); err != nil {
-		s.t.Fatal(err)
-	}
-	p := &process{Cmd: cmd, t: s.t, in: in, lines: bufio.NewScanner(out)}
-	s.t.Cleanup(p.kill)
-	return p
+	return &process{testnet.Talk(s.t, s.role(i, "router", cfg)), s.t}
 }
 
-func (p *process) kill() { _, _ = p.Process.Kill(), p.Wait() }
+func (p *process) kill() { testnet.End(p.Cmd) }
 
 func (p *process) signal(sig os.Signal) {
 	p.t.Helper()
@@ -301,17 +219,18 @@ func (p *process) signal(sig os.Signal) {
 // ask tells the router something and returns its status after that.
 func (p *process) ask(line string) Status {
 	p.t.Helper()
-	if _, err := fmt.Fprintln(p.in, line); err != nil {
+	if _, err := fmt.Fprintln(p.In, line); err != nil {
 		p.t.Fatal(err)
 	}
-	if !p.lines.Scan() {
-		p.t.Fatalf("%s: no answer, %v", line, p.lines.Err())
+	text, more := <-p.Lines
+	if !more {
+		p.t.Fatalf("%s: no answer", line)
 	}
 	answer := struct {
 		Status
 		Error string
 	}{}
-	if err := json.Unmarshal(p.lines.Bytes(), &answer); err != nil {
+	if err := json.Unmarshal([]byte(text), &answer); err != nil {
 		p.t.Fatal(err)
 	}
 	if answer.Error != "" {
@@ -335,16 +254,16 @@ func TestRealTakeOver(t *testing.T) {
 		s := newSite(t, 3, six)
 		// Left by a run that was killed.
 		bits := fmt.Sprint(s.virtual().BitLen())
-		s.in(s.machines[1], "ip", "address", "add", s.virtual().String()+"/"+bits, "dev", "eth0", "nodad")
+		s.machines[1].Run("ip", "address", "add", s.virtual().String()+"/"+bits, "dev", testnet.Link, "nodad")
 		a, b := s.router(0, s.config(0, 200, 0, 1)), s.router(1, s.config(1, 150, 0, 1))
 		s.await(0, "the start")
 
 		before := s.learn(2)
-		s.in(s.machines[0], "ip", "address", "del", s.virtual().String()+"/"+bits, "dev", "eth0")
+		s.machines[0].Run("ip", "address", "del", s.virtual().String()+"/"+bits, "dev", testnet.Link)
 		s.await(0, "removed by somebody")
 		start := time.Now()
 		a.kill()
-		s.in(s.machines[0], "ip", "address", "del", s.virtual().String()+"/"+bits, "dev", "eth0") // as a dead machine's
+		s.machines[0].Run("ip", "address", "del", s.virtual().String()+"/"+bits, "dev", testnet.Link) // as a dead machine's
 		s.within(start, s.await(1, "after a kill"), down, "after a kill")
 		s.knows(2, before)
 
@@ -402,7 +321,7 @@ func (s *site) awaitActive(p *process) {
 // neighbour is the hardware address that machine i knows of the virtual one.
 func (s *site) neighbour(i int) string {
 	s.t.Helper()
-	fields := strings.Fields(s.in(s.machines[i], "ip", "neighbour", "show", "to", s.virtual().String(), "dev", "eth0"))
+	fields := strings.Fields(s.machines[i].Run("ip", "neighbour", "show", "to", s.virtual().String(), "dev", testnet.Link))
 	if at := slices.Index(fields, "lladdr"); at >= 0 {
 		return fields[at+1]
 	}
@@ -412,7 +331,7 @@ func (s *site) neighbour(i int) string {
 // learn lets machine i ask for the virtual address, and returns what it knows then.
 func (s *site) learn(i int) string {
 	s.t.Helper()
-	s.in(s.machines[i], "bash", "-c", "echo > /dev/udp/"+s.virtual().String()+"/9")
+	s.machines[i].Run("bash", "-c", "echo > /dev/udp/"+s.virtual().String()+"/9")
 	return s.knows(i, "")
 }
 
@@ -440,7 +359,7 @@ func TestRealStrangers(t *testing.T) {
 	for _, i := range []int{1, 2} {
 		cfg := s.config(i, 200, i)
 		cfg.Peers = []netip.Addr{s.own(0)}
-		if out, err := s.environment(s.machines[i], strayTo, cfg).CombinedOutput(); err != nil {
+		if out, err := s.role(i, "strays", cfg).CombinedOutput(); err != nil {
 			t.Fatalf("%v\n%s", err, out)
 		}
 	}
@@ -465,13 +384,13 @@ func TestRealPartition(t *testing.T) {
 	s.router(0, s.config(0, 200, 0, 1))
 	b := s.router(1, s.config(1, 150, 0, 1))
 	s.await(0, "the start")
-	s.in(s.sw, "ip", "link", "set", "m0", "nomaster")
+	s.machines[0].Cut()
 	s.awaitActive(b)
 	if got := s.holders(); !slices.Equal(got, []int{0, 1}) {
 		t.Fatalf("the address is at %v", got)
 	}
 	before := s.learn(2)
-	s.in(s.sw, "ip", "link", "set", "m0", "master", "sw0")
+	s.machines[0].Restore()
 	s.await(0, "together again")
 	s.knows(2, before)
 }
@@ -483,7 +402,7 @@ func TestRealLinkGone(t *testing.T) {
 		a := s.router(0, s.config(0, 200, 0, 1))
 		b := s.router(1, s.config(1, 150, 0, 1))
 		s.await(0, "the start")
-		s.in(s.sw, "ip", "link", "del", "m0")
+		s.machines[0].Remove()
 		if err := a.Wait(); err == nil {
 			t.Error("it ends well")
 		}
@@ -531,7 +450,7 @@ func (s *site) beside(v variant, ours *process, cfg Config) {
 	}
 	start := time.Now()
 	ours.kill()
-	s.in(s.machines[0], "ip", "address", "flush", "to", s.virtual().String(), "dev", "eth0")
+	s.machines[0].Run("ip", "address", "flush", "to", s.virtual().String(), "dev", testnet.Link)
 	s.within(start, s.await(1, "theirs takes over"), down, "keepalived takes over")
 
 	// Ours does not pre-empt, and takes over when it resigns.
@@ -552,10 +471,10 @@ func (s *site) beside(v variant, ours *process, cfg Config) {
 	theirs = s.keepalived(v, 180)
 	s.await(1, "theirs pre-empts")
 	start = time.Now()
-	s.in(s.sw, "ip", "link", "set", "m1", "nomaster")
+	s.machines[1].Cut()
 	s.awaitActive(ours)
 	s.within(start, ours.ask("status").Since, down, "ours takes over from one that is gone")
-	s.in(s.sw, "ip", "link", "set", "m1", "master", "sw0")
+	s.machines[1].Restore()
 	s.await(1, "theirs is back")
 	theirs.kill()
 	s.await(0, "ours again")
@@ -609,14 +528,9 @@ vrrp_instance V {
 	if err := os.WriteFile(file, []byte(text), 0o600); err != nil {
 		s.t.Fatal(err)
 	}
-	cmd := inside(context.WithoutCancel(s.t.Context()), s.machines[1], "keepalived", "--vrrp", "--dont-fork", "--log-console",
+	cmd := s.machines[1].Command(s.t.Context(), "keepalived", "--vrrp", "--dont-fork", "--log-console",
 		"--use-file="+file, "--pid="+filepath.Join(dir, "pid"), "--vrrp_pid="+filepath.Join(dir, "vrrp"))
-	cmd.SysProcAttr = &syscall.SysProcAttr{Pdeathsig: syscall.SIGKILL}
 	cmd.Stdout, cmd.Stderr = s.t.Output(), s.t.Output()
-	if err := cmd.Start(); err != nil {
-		s.t.Fatal(err)
-	}
-	p := &process{Cmd: cmd, t: s.t}
-	s.t.Cleanup(p.kill)
-	return p
+	testnet.Start(s.t, cmd)
+	return &process{&testnet.Child{Cmd: cmd}, s.t}
 }
