@@ -3,6 +3,7 @@ package vrrp
 import (
 	"errors"
 	"fmt"
+	"net"
 	"net/netip"
 	"slices"
 
@@ -22,9 +23,16 @@ func NewHolder(cfg Config) Holder {
 	return machine{cfg.Interface, cfg.Source, slices.Clone(cfg.Addresses)}
 }
 
-// Take implements Holder. A machine that has lost its own address hears nobody, and
-// is heard by nobody: it must not take others.
+// Take implements Holder. A machine that has lost its own address, or whose link is
+// down, hears nobody, and is heard by nobody: it must not take others.
 func (m machine) Take() error {
+	on, err := net.InterfaceByName(m.link)
+	if err != nil {
+		return fmt.Errorf("cannot hold addresses on %s: cannot find the link: %w", m.link, err)
+	}
+	if on.Flags&net.FlagUp == 0 {
+		return fmt.Errorf("cannot hold addresses on %s: the link is down; set it up: ip link set %s up", m.link, m.link)
+	}
 	if link, err := host.LinkOf(m.source); err != nil || link != m.link {
 		return errors.Join(err, fmt.Errorf("cannot hold addresses on %s: this machine's own, %s, is not there", m.link, m.source))
 	}

@@ -30,7 +30,7 @@ import (
 const slack = 300 * time.Millisecond
 
 func TestMain(m *testing.M) {
-	os.Exit(testnet.Main(m, map[string]testnet.Role{"router": runRouter, "strays": sendStrays}))
+	os.Exit(testnet.Main(m, map[string]testnet.Role{"router": runRouter, "strays": sendStrays, "hold": hold}))
 }
 
 // runRouter obeys lines of its input and answers each with its status.
@@ -99,6 +99,23 @@ func sendStrays(args []string) error {
 		out.SetTTL(254), send(cfg.VRID, virtual, 0), out.SetTTL(255), send(cfg.VRID+1, virtual, 0),
 		send(cfg.VRID, virtual.Next(), 0), send(cfg.VRID, virtual, 1),
 	)
+}
+
+// hold is told the configuration of a holder and what it does, one after the
+// other, up to the first error.
+func hold(args []string) error {
+	var cfg Config
+	if err := json.Unmarshal([]byte(args[0]), &cfg); err != nil {
+		return err
+	}
+	h := NewHolder(cfg)
+	verbs := map[string]func() error{"take": h.Take, "announce": h.Announce, "give up": h.GiveUp}
+	for _, verb := range args[1:] {
+		if err := verbs[verb](); err != nil {
+			return fmt.Errorf("%s: %w", verb, err)
+		}
+	}
+	return nil
 }
 
 // site is machines on one switch.
@@ -193,13 +210,13 @@ type process struct {
 }
 
 // role is one that is told cfg.
-func (s *site) role(i int, name string, cfg Config) *exec.Cmd {
+func (s *site) role(i int, name string, cfg Config, more ...string) *exec.Cmd {
 	s.t.Helper()
 	text, err := json.Marshal(cfg)
 	if err != nil {
 		s.t.Fatal(err)
 	}
-	return s.machines[i].Role(name, string(text))
+	return s.machines[i].Role(name, append([]string{string(text)}, more...)...)
 }
 
 func (s *site) router(i int, cfg Config) *process {
@@ -408,6 +425,57 @@ func TestRealLinkGone(t *testing.T) {
 		}
 		s.awaitActive(b)
 	})
+}
+
+// TestRealHolder: an address is taken or not, said why, and never half.
+func TestRealHolder(t *testing.T) {
+	for name, tt := range map[string]struct {
+		before []string // done to the link; OWN and VIRTUAL are addresses with the length of their network
+		verbs  []string
+		says   string
+		held   int // how often the link has the address afterwards
+	}{
+		"taken":                      {verbs: []string{"take", "announce"}, held: 1},
+		"taken twice":                {verbs: []string{"take", "take", "announce"}, held: 1},
+		"given up":                   {verbs: []string{"take", "give up"}},
+		"given up twice":             {verbs: []string{"take", "give up", "give up"}},
+		"not there":                  {verbs: []string{"give up"}},
+		"left by an earlier run":     {before: []string{"ip address add BARE dev eth0"}, verbs: []string{"give up"}},
+		"there already":              {before: []string{"ip address add BARE dev eth0"}, verbs: []string{"take"}, held: 1},
+		"no own address":             {before: []string{"ip address del OWN dev eth0"}, verbs: []string{"take"}, says: "take: no link of this machine has the address "},
+		"own address on another":     {before: []string{"ip address del OWN dev eth0", "ip link add other up type bridge", "ip address add OWN dev other"}, verbs: []string{"take"}, says: "own, IP, is not there"},
+		"link is down":               {before: []string{"ip link set eth0 down"}, verbs: []string{"take"}, says: "the link is down; set it up: ip link set eth0 up"},
+		"link is down, given up":     {before: []string{"ip address add BARE dev eth0", "ip link set eth0 down"}, verbs: []string{"give up"}},
+		"no link":                    {before: []string{"ip link set eth0 down", "ip link set eth0 name eth1"}, verbs: []string{"take"}, says: "cannot find the link"},
+		"no link, given up":          {before: []string{"ip link set eth0 down", "ip link set eth0 name eth1"}, verbs: []string{"give up"}},
+		"it is the machine's own":    {before: []string{"ip address add VIRTUAL dev eth0"}, verbs: []string{"give up"}, says: "it is there as the machine's own", held: 1},
+		"no link, neighbours' turn":  {before: []string{"ip link set eth0 down", "ip link set eth0 name eth1"}, verbs: []string{"announce"}, says: "announce: cannot find link eth0"},
+		"no own address, given up":   {before: []string{"ip address del OWN dev eth0", "ip address add BARE dev eth0"}, verbs: []string{"give up"}},
+		"refused, then given up too": {before: []string{"ip address del OWN dev eth0"}, verbs: []string{"give up", "take"}, says: "take: "},
+	} {
+		t.Run(name, func(t *testing.T) {
+			families(t, func(t *testing.T, six bool) {
+				t.Parallel()
+				s := newSite(t, 1, six)
+				m, bits := s.machines[0], "/24"
+				if six {
+					bits = "/64"
+				}
+				words := strings.NewReplacer("OWN", s.own(0).String()+bits, "VIRTUAL", s.virtual().String()+bits,
+					"BARE", netip.PrefixFrom(s.virtual(), s.virtual().BitLen()).String(), "IP", s.own(0).String())
+				for _, line := range tt.before {
+					m.Run(strings.Fields(words.Replace(line))...)
+				}
+				out, err := s.role(0, "hold", s.config(0, 200, 0), tt.verbs...).CombinedOutput()
+				if (err == nil) != (tt.says == "") || !strings.Contains(string(out), words.Replace(tt.says)) {
+					t.Errorf("it says %q, %v, want %q", out, err, words.Replace(tt.says))
+				}
+				if got := strings.Count(m.Run("ip", "-o", "address"), " "+s.virtual().String()+"/"); got != tt.held {
+					t.Errorf("the address is there %d times, want %d:\n%s", got, tt.held, m.Run("ip", "address"))
+				}
+			})
+		})
+	}
 }
 
 // variants are how keepalived is configured in each test.
