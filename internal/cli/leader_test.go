@@ -6,7 +6,11 @@ import (
 	"crypto/tls"
 	"encoding/json"
 	"errors"
+	"net"
+	"net/http"
+	"net/http/httptest"
 	"strings"
+	"syscall"
 	"testing"
 	"text/tabwriter"
 	"time"
@@ -165,6 +169,88 @@ func TestProgramSteps(t *testing.T) {
 	}
 	if got := unreadyOf(now.Nodes, cluster.SchedulerName, "cp1", "cp2"); got != "kube-scheduler of cp1 is starting" {
 		t.Errorf("waits for %q", got)
+	}
+}
+
+// agentsOf is a client of agents that answer all alike.
+func agentsOf(t *testing.T, answer func(path string, o lease.Order) (any, error)) func() (*agent.Client, error) {
+	t.Helper()
+	web := httptest.NewTLSServer(http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
+		var o lease.Order
+		if err := json.NewDecoder(r.Body).Decode(&o); err != nil {
+			t.Error(err)
+		}
+		out, err := answer(r.Host+r.URL.Path, o)
+		if err != nil {
+			refusal, status := agent.Refuse(err)
+			w.WriteHeader(status)
+			out = refusal
+		}
+		if err := json.NewEncoder(w).Encode(out); err != nil {
+			t.Error(err)
+		}
+	}))
+	t.Cleanup(web.Close)
+	client := agent.NewClient(&tls.Config{InsecureSkipVerify: true}, func(ctx context.Context, _ string) (net.Conn, error) { //nolint:gosec // the agents are made up
+		return (&net.Dialer{}).DialContext(ctx, "tcp", web.Listener.Addr().String())
+	})
+	return func() (*agent.Client, error) { return client, nil }
+}
+
+// TestHandOn: whom it asks, and with which exit code it ends.
+func TestHandOn(t *testing.T) {
+	spec, err := cluster.New("demo", 3, 0)
+	if err != nil {
+		t.Fatal(err)
+	}
+	name := map[string]string{}
+	for _, n := range spec.Servers() {
+		name[n.Address] = n.Name
+	}
+	for what, tc := range map[string]struct {
+		leader string
+		moved  map[string]string // who leads after each was asked
+		fails  error
+		asked  []string
+		code   int
+		says   string
+	}{
+		"at once":              {leader: "cp3", moved: map[string]string{"cp3": "cp1"}, asked: []string{"cp3"}},
+		"a third was quicker":  {leader: "cp3", moved: map[string]string{"cp3": "cp2", "cp2": "cp1"}, asked: []string{"cp3", "cp2"}},
+		"others always are":    {leader: "cp3", moved: map[string]string{"cp3": "cp2", "cp2": "cp3"}, asked: []string{"cp3", "cp2", "cp3"}, code: cluster.ExitTimeout, says: "others were quicker: cp2 leads now"},
+		"nobody leads then":    {leader: "cp3", moved: map[string]string{"cp3": ""}, asked: []string{"cp3"}, code: cluster.ExitTimeout, says: "nobody leads now"},
+		"no node":              {leader: "host7", code: cluster.ExitRefused, says: `"host7", is no node of cluster.yaml`},
+		"a third that is none": {leader: "cp3", moved: map[string]string{"cp3": "host7"}, asked: []string{"cp3"}, code: cluster.ExitRefused, says: `"host7"`},
+		"it refuses":           {leader: "cp3", fails: &cluster.Problem{What: "not now", Exit: cluster.ExitRefused}, asked: []string{"cp3"}, code: cluster.ExitRefused, says: "not now"},
+		"too late":             {leader: "cp3", fails: &cluster.Problem{What: "too late", Exit: cluster.ExitTimeout}, asked: []string{"cp3"}, code: cluster.ExitTimeout, says: "too late"},
+		"an error of any kind": {leader: "cp3", fails: errors.New("its disk is full"), asked: []string{"cp3"}, code: cluster.ExitError, says: "its disk is full"},
+		"it says nothing":      {leader: "cp3", fails: &cluster.Problem{}, asked: []string{"cp3"}, code: cluster.ExitNoQuorum, says: "the agent of cp3 does not do it"},
+	} {
+		t.Run(what, func(t *testing.T) {
+			var asked []string
+			w := &etcdWork{target: target{spec: spec, agents: agentsOf(t, func(path string, o lease.Order) (any, error) {
+				address, rest, _ := strings.Cut(path, ":9443")
+				if rest != lease.MovePath || o.Program != cluster.SchedulerName || o.To != "cp1" {
+					t.Errorf("%s is asked for %+v", path, o)
+				}
+				asked = append(asked, name[address])
+				return lease.Moved{Leader: tc.moved[name[address]]}, tc.fails
+			})}}
+			err := w.handOn(t.Context(), lease.Order{Program: cluster.SchedulerName, To: "cp1"}, tc.leader)
+			if exitOf(err) != tc.code || err != nil && !strings.Contains(err.Error(), tc.says) {
+				t.Errorf("got %v with exit code %d, want %q and %d", err, exitOf(err), tc.says, tc.code)
+			}
+			if diff := cmp.Diff(tc.asked, asked); diff != "" {
+				t.Errorf("asked (-want +got):\n%s", diff)
+			}
+		})
+	}
+	w := &etcdWork{target: target{spec: spec, agents: func() (*agent.Client, error) {
+		return agent.NewClient(&tls.Config{MinVersion: tls.VersionTLS12}, func(context.Context, string) (net.Conn, error) { return nil, syscall.ECONNREFUSED }), nil
+	}}}
+	err = w.handOn(t.Context(), lease.Order{Program: cluster.SchedulerName, To: "cp1"}, "cp3")
+	if exitOf(err) != cluster.ExitNoQuorum || !strings.Contains(err.Error(), "its agent does not run") {
+		t.Errorf("an agent that does not run: %v", err)
 	}
 }
 

@@ -2,6 +2,7 @@ package cli
 
 import (
 	"context"
+	"errors"
 	"fmt"
 	"slices"
 	"strings"
@@ -10,6 +11,7 @@ import (
 	"github.com/spf13/cobra"
 
 	"kuorum/internal/advise"
+	"kuorum/internal/agent"
 	"kuorum/internal/cluster"
 	"kuorum/internal/lease"
 	"kuorum/internal/step"
@@ -181,17 +183,16 @@ func (w *etcdWork) programSteps(o lease.Order, leader string) []step.Step {
 
 // handOn has the leader's agent hand over, and that of a third that was quicker.
 func (w *etcdWork) handOn(ctx context.Context, o lease.Order, leader string) error {
-	agents, err := w.target.agents()
-	if err != nil {
-		return err
-	}
 	for range maxThirds {
 		node, ok := w.target.spec.Node(leader)
 		if !ok {
-			return fmt.Errorf("cannot move the lead: its holder, %q, is no node of cluster.yaml", leader)
+			return &cluster.Problem{
+				What: "cannot move the lead of " + o.Program, Why: fmt.Sprintf("its holder, %q, is no node of cluster.yaml", leader),
+				Do: "kuorum leader", Exit: cluster.ExitRefused,
+			}
 		}
-		var moved lease.Moved
-		if err := agents.Call(ctx, node.Address, lease.MovePath, o, &moved); err != nil {
+		moved, err := w.order(ctx, node, o)
+		if err != nil {
 			return err
 		}
 		if moved.Leader == o.To {
@@ -203,7 +204,23 @@ func (w *etcdWork) handOn(ctx context.Context, o lease.Order, leader string) err
 	}
 	return &cluster.Problem{
 		What: fmt.Sprintf("%s does not lead %s: others were quicker", o.To, o.Program),
-		Why:  leaderText(lead{Leader: leader}) + " leads now", Do: "try again",
+		Why:  leaderText(lead{Leader: leader}) + " leads now", Do: "try again", Exit: cluster.ExitTimeout,
+	}
+}
+
+// order asks the agent of the node that leads. What it refuses is its own
+// *cluster.Problem.
+func (w *etcdWork) order(ctx context.Context, holder cluster.Node, o lease.Order) (moved lease.Moved, err error) {
+	agents, err := w.target.agents()
+	if err != nil {
+		return moved, err
+	}
+	err = agents.Call(ctx, holder.Address, lease.MovePath, o, &moved)
+	if _, refused := errors.AsType[*cluster.Problem](err); err == nil || refused {
+		return moved, err
+	}
+	return moved, &cluster.Problem{
+		What: "the agent of " + holder.Name + " does not do it", Why: agent.Explain(err), Do: "kuorum status", Exit: cluster.ExitNoQuorum,
 	}
 }
 
@@ -253,11 +270,8 @@ func (w *etcdWork) moveVIP(ctx context.Context, name string) error {
 		return &cluster.Problem{What: "nobody holds the virtual IP, so nobody can hand it over", Do: "kuorum status", Exit: cluster.ExitRefused}
 	}
 	return w.steps(ctx, []step.Step{{Name: "hand the virtual IP from " + holder.Name + " to " + heir, Do: func(ctx context.Context) error {
-		agents, err := w.target.agents()
-		if err != nil {
-			return err
-		}
-		return agents.Call(ctx, holder.Address, lease.MovePath, lease.Order{Program: lease.VIP, To: heir}, nil)
+		_, err := w.order(ctx, holder, lease.Order{Program: lease.VIP, To: heir})
+		return err
 	}}}, w.app.newProgress())
 }
 
@@ -283,16 +297,8 @@ func vipHeir(spec *cluster.Spec, s cluster.Status, name, holder string) (string,
 	}
 	if unfit == nil && name != "" {
 		return "", &cluster.Problem{
-			What: fmt.Sprintf("%q is no server of cluster %s", name, spec.Metadata.Name), Why: "its servers are " + serverNames(spec), Exit: cluster.ExitUsage,
+			What: fmt.Sprintf("%q is no server of cluster %s", name, spec.Metadata.Name), Why: "its servers are " + spec.ServerNames(), Exit: cluster.ExitUsage,
 		}
 	}
 	return "", &cluster.Problem{What: "no other server can hold the virtual IP", Why: strings.Join(unfit, "\n"), Do: "kuorum status", Exit: cluster.ExitRefused}
-}
-
-func serverNames(spec *cluster.Spec) string {
-	var all []string
-	for _, n := range spec.Servers() {
-		all = append(all, n.Name)
-	}
-	return strings.Join(all, ", ")
 }

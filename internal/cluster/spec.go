@@ -9,6 +9,7 @@ import (
 	"fmt"
 	"net/netip"
 	"slices"
+	"strings"
 	"time"
 )
 
@@ -212,6 +213,15 @@ type Lab struct {
 
 // Servers lists the nodes with the role server, in file order.
 func (s *Spec) Servers() []Node { return s.withRole(RoleServer) }
+
+// ServerNames lists the servers in a sentence, in file order.
+func (s *Spec) ServerNames() string {
+	var names []string
+	for _, n := range s.Servers() {
+		names = append(names, n.Name)
+	}
+	return strings.Join(names, ", ")
+}
 
 // Workers lists the nodes with the role worker, in file order.
 func (s *Spec) Workers() []Node { return s.withRole(RoleWorker) }

@@ -53,6 +53,19 @@ func TestDurationRefuses(t *testing.T) {
 	}
 }
 
+func TestServerNames(t *testing.T) {
+	spec, err := NewApart("demo", 3, 2, 1)
+	if err != nil {
+		t.Fatal(err)
+	}
+	if got := spec.ServerNames(); got != "cp1, cp2" {
+		t.Errorf("got %q", got)
+	}
+	if got := (&Spec{}).ServerNames(); got != "" {
+		t.Errorf("of no servers: %q", got)
+	}
+}
+
 func TestServiceIP(t *testing.T) {
 	for services, want := range map[string]netip.Addr{
 		"10.96.0.0/16":  netip.MustParseAddr("10.96.0.1"),

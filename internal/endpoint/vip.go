@@ -2,17 +2,10 @@ package endpoint
 
 import (
 	"context"
-	"encoding/json"
 	"errors"
-	"fmt"
-	"io/fs"
 	"log/slog"
 	"net"
-	"net/http"
 	"net/netip"
-	"os"
-	"slices"
-	"strconv"
 	"sync"
 	"sync/atomic"
 	"time"
@@ -24,35 +17,6 @@ import (
 	"kuorum/internal/tickle"
 	"kuorum/internal/vrrp"
 )
-
-// VIPPath of the status server answers GET with a cluster.VIPStatus. MovePath of
-// the control socket takes POST with the query to=ADDRESS of a peer: 200 when
-// that one holds the virtual IP, else the reason as text. With keep=true the
-// connections with it stay here until they end: the peer was prepared by a POST to
-// its ExpectPath, with from=ADDRESS of this machine.
-//
-// ClientsPath of the control socket answers GET with a tickle.List of the virtual
-// IP's clients here, as tickle.Clients.Wait does; the query since=VERSION is what
-// is known already. POST takes the VIPClients of another machine.
-const (
-	VIPPath     = "/vip"
-	MovePath    = "/vip/move"
-	ExpectPath  = "/vip/expect"
-	ClientsPath = "/vip/clients"
-)
-
-// VIPClients are the clients of the virtual IP that another machine had.
-type VIPClients struct {
-	From    netip.Addr       `json:"from"` // a peer
-	Clients []netip.AddrPort `json:"clients"`
-}
-
-// maxList bounds what is read of a list in JSON.
-const maxList = 4 << 20
-
-// remembered is how many times that the address came or went the balancer's file has
-// at least.
-const remembered = 1000
 
 // darkness is how long no API server must be reachable from here before the
 // address should be elsewhere: another balancer would have to move all clients.
@@ -279,68 +243,3 @@ func (k *keeper) replace(cfg VIP) error {
 	k.others.Keep(router.Peers)
 	return nil
 }
-
-// obey takes orders until ctx is done.
-func (k *keeper) obey(ctx context.Context) error {
-	control, err := k.listen(ctx)
-	if err != nil {
-		return fmt.Errorf("cannot take orders: %w", err)
-	}
-	server := &http.Server{Handler: k.orders(), ReadHeaderTimeout: 5 * time.Second}
-	defer context.AfterFunc(ctx, func() { _ = server.Close() })()
-	if err := server.Serve(control); !errors.Is(err, http.ErrServerClosed) {
-		return fmt.Errorf("cannot take orders: %w", err)
-	}
-	return nil
-}
-
-// listen makes the control socket; what an earlier process left is replaced. None
-// but root may write in its directory.
-func (k *keeper) listen(ctx context.Context) (net.Listener, error) {
-	path := k.config().Control
-	if err := os.Remove(path); err != nil && !errors.Is(err, fs.ErrNotExist) {
-		return nil, fmt.Errorf("cannot replace the old control socket: %w", err)
-	}
-	ln, err := (&net.ListenConfig{}).Listen(ctx, "unix", path)
-	if err != nil {
-		return nil, fmt.Errorf("cannot make the control socket of the virtual IP: %w", err)
-	}
-	if err := os.Chmod(path, 0o600); err != nil {
-		return nil, errors.Join(err, ln.Close())
-	}
-	return ln, nil
-}
-
-func (k *keeper) orders() http.Handler {
-	mux := http.NewServeMux()
-	mux.HandleFunc("POST "+MovePath, func(w http.ResponseWriter, r *http.Request) {
-		if err := k.move(r); err != nil {
-			http.Error(w, err.Error(), http.StatusConflict)
-		}
-	})
-	mux.HandleFunc("POST "+ExpectPath, func(w http.ResponseWriter, r *http.Request) {
-		if err := k.expect(r); err != nil {
-			http.Error(w, err.Error(), http.StatusConflict)
-		}
-	})
-	mux.HandleFunc("GET "+ClientsPath, func(w http.ResponseWriter, r *http.Request) {
-		since, _ := strconv.ParseUint(r.URL.Query().Get("since"), 10, 64) // no number: nothing is known
-		writeJSON(w, k.clients.Wait(r.Context(), since))
-	})
-	mux.HandleFunc("POST "+ClientsPath, func(w http.ResponseWriter, r *http.Request) {
-		var told VIPClients
-		if err := json.NewDecoder(http.MaxBytesReader(w, r.Body, maxList)).Decode(&told); err != nil {
-			http.Error(w, err.Error(), http.StatusBadRequest)
-			return
-		}
-		if !slices.Contains(k.config().Peers, told.From.String()) {
-			http.Error(w, told.From.String()+" is no peer of this machine", http.StatusConflict)
-			return
-		}
-		k.others.Remember(told.From, told.Clients)
-	})
-	return mux
-}
-
-// errNoRouter is before the virtual router has started for the first time.
-var errNoRouter = errors.New("this machine does not take part in keeping the virtual IP yet")

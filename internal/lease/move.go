@@ -68,7 +68,7 @@ func wished(spec *cluster.Spec, reports []cluster.NodeReport, o Order) (cluster.
 	if !ok || n.Role != cluster.RoleServer {
 		return n, &cluster.Problem{
 			What: fmt.Sprintf("%q is no server of cluster %s", o.To, spec.Metadata.Name),
-			Why:  "its servers are " + names(spec.Servers()), Exit: cluster.ExitUsage,
+			Why:  "its servers are " + spec.ServerNames(), Exit: cluster.ExitUsage,
 		}
 	}
 	if why := unfit(reports, n.Name, o.Program); why != "" {
@@ -77,14 +77,6 @@ func wished(spec *cluster.Spec, reports []cluster.NodeReport, o Order) (cluster.
 		}
 	}
 	return n, nil
-}
-
-func names(nodes []cluster.Node) string {
-	var all []string
-	for _, n := range nodes {
-		all = append(all, n.Name)
-	}
-	return strings.Join(all, ", ")
 }
 
 // unfit is why a server cannot take a program's lead; empty: it can.
@@ -139,7 +131,7 @@ func (h Hand) Over(ctx context.Context, to string) (leader string, err error) {
 		limited, cancel := context.WithTimeout(ctx, takeover)
 		defer cancel()
 		if err := h.Standby(limited); err != nil {
-			return &cluster.Problem{What: fmt.Sprintf("cannot hand the lead of %s to %s", h.Program, to), Err: err, Do: "kuorum status"}
+			return &cluster.Problem{What: fmt.Sprintf("cannot hand the lead of %s to %s", h.Program, to), Err: err, Do: "kuorum status", Exit: cluster.ExitRefused}
 		}
 		leader, err = h.await(limited, to)
 		return err

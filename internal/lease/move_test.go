@@ -89,16 +89,17 @@ func TestOver(t *testing.T) {
 		steps  []string
 		took   time.Duration
 		says   string
+		code   int
 	}{
-		"it takes over":         {leads, "cp2", map[time.Duration]string{690 * time.Millisecond: "cp2_b"}, nil, "cp2", []string{"ends", "standby", "starts"}, 700 * time.Millisecond, ""},
-		"a third is quicker":    {leads, "cp2", map[time.Duration]string{290 * time.Millisecond: "cp3_b"}, nil, "cp3", []string{"ends", "standby", "starts"}, 300 * time.Millisecond, ""},
-		"nobody takes over":     {leads, "cp2", nil, nil, "", []string{"ends", "standby", "starts"}, 5 * time.Second, "cp2 has not taken the lead of kube-scheduler within 5s"},
-		"it cannot be asked":    {leads, "cp2", nil, cannot, "", []string{"ends", "standby", "starts"}, 0, "no answer"},
-		"another leads":         {"cp3_a", "cp2", nil, nil, "cp3", nil, 0, ""},
-		"it leads already":      {"cp2_a", "cp2", nil, nil, "cp2", nil, 0, ""},
-		"it is to go to itself": {leads, "cp1", nil, nil, "cp1", nil, 0, ""},
-		"nobody leads":          {"", "cp2", nil, nil, "", nil, 0, ""},
-		"it takes its own back": {leads, "cp2", map[time.Duration]string{time.Second: "cp1_z", 1990 * time.Millisecond: "cp2_b"}, nil, "cp2", []string{"ends", "standby", "starts"}, 2 * time.Second, ""},
+		"it takes over":         {leads, "cp2", map[time.Duration]string{690 * time.Millisecond: "cp2_b"}, nil, "cp2", []string{"ends", "standby", "starts"}, 700 * time.Millisecond, "", 0},
+		"a third is quicker":    {leads, "cp2", map[time.Duration]string{290 * time.Millisecond: "cp3_b"}, nil, "cp3", []string{"ends", "standby", "starts"}, 300 * time.Millisecond, "", 0},
+		"nobody takes over":     {leads, "cp2", nil, nil, "", []string{"ends", "standby", "starts"}, 5 * time.Second, "cp2 has not taken the lead of kube-scheduler within 5s", cluster.ExitTimeout},
+		"it cannot be asked":    {leads, "cp2", nil, cannot, "", []string{"ends", "standby", "starts"}, 0, "no answer", cluster.ExitRefused},
+		"another leads":         {"cp3_a", "cp2", nil, nil, "cp3", nil, 0, "", 0},
+		"it leads already":      {"cp2_a", "cp2", nil, nil, "cp2", nil, 0, "", 0},
+		"it is to go to itself": {leads, "cp1", nil, nil, "cp1", nil, 0, "", 0},
+		"nobody leads":          {"", "cp2", nil, nil, "", nil, 0, "", 0},
+		"it takes its own back": {leads, "cp2", map[time.Duration]string{time.Second: "cp1_z", 1990 * time.Millisecond: "cp2_b"}, nil, "cp2", []string{"ends", "standby", "starts"}, 2 * time.Second, "", 0},
 	} {
 		t.Run(name, func(t *testing.T) {
 			synctest.Test(t, func(t *testing.T) {
@@ -128,6 +129,9 @@ func TestOver(t *testing.T) {
 				leader, err := h.Over(t.Context(), tc.to)
 				if leader != tc.want || (err == nil) != (tc.says == "") || err != nil && !strings.Contains(err.Error(), tc.says) {
 					t.Errorf("got %q, %v", leader, err)
+				}
+				if problem, ok := errors.AsType[*cluster.Problem](err); tc.code != 0 && (!ok || problem.Exit != tc.code) {
+					t.Errorf("the exit code of %v is not %d", err, tc.code)
 				}
 				if diff := cmp.Diff(tc.steps, steps); diff != "" {
 					t.Errorf("steps (-want +got):\n%s", diff)

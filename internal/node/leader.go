@@ -1,17 +1,13 @@
 package node
 
 import (
-	"bytes"
 	"context"
 	"encoding/json"
 	"errors"
 	"fmt"
-	"io"
-	"net"
 	"net/http"
 	"net/netip"
 	"strconv"
-	"strings"
 	"sync"
 	"time"
 
@@ -106,7 +102,7 @@ func (a *Agent) moveLeader(r *http.Request, in lease.Order) (lease.Moved, error)
 		return lease.Moved{}, err
 	}
 	if in.Program == lease.VIP {
-		return lease.Moved{Leader: in.To}, a.moveVIP(r.Context(), in.To)
+		return lease.Moved{Leader: in.To}, a.moveVIP(r.Context(), balancerControl, in.To)
 	}
 	return a.handOver(r.Context(), in, "handed over by order")
 }
@@ -216,8 +212,10 @@ func askVIP(ctx context.Context, address string) *cluster.VIPStatus {
 }
 
 // moveVIP hands the virtual IP over to another server, if it is here. Connections with
-// it stay alive where that one is prepared for them.
-func (a *Agent) moveVIP(ctx context.Context, to string) error {
+// it stay alive where that one is prepared for them. The error is a *cluster.Problem:
+// ExitUsage for what is no server, ExitRefused if the balancer does not, ExitNoQuorum
+// if it does not answer.
+func (a *Agent) moveVIP(ctx context.Context, balancer endpoint.Control, to string) error {
 	heir, ok := a.spec.Load().Node(to)
 	if !ok || heir.Role != cluster.RoleServer {
 		return &cluster.Problem{What: fmt.Sprintf("%q is no server", to), Exit: cluster.ExitUsage}
@@ -227,8 +225,11 @@ func (a *Agent) moveVIP(ctx context.Context, to string) error {
 	if prepared != nil {
 		a.options.Log.Warn("connections with the virtual IP end as it moves", "to", to, "reason", prepared)
 	}
-	path := fmt.Sprintf("%s?to=%s&keep=%t", endpoint.MovePath, heir.Address, prepared == nil)
-	if err := balancerControl.order(ctx, path); err != nil {
+	err := balancer.Move(ctx, heir.Address, prepared == nil)
+	switch {
+	case errors.Is(err, endpoint.ErrSilent):
+		return &cluster.Problem{What: "the balancer of " + a.machine.Node.Name + " does not move the virtual IP", Err: err, Do: "kuorum status", Exit: cluster.ExitNoQuorum}
+	case err != nil:
 		return &cluster.Problem{What: "the virtual IP is not moved to " + to, Err: err, Do: "kuorum leader", Exit: cluster.ExitRefused}
 	}
 	return nil
@@ -240,7 +241,7 @@ func (a *Agent) expectVIP(ctx context.Context, from string) error {
 	if !ok || holder.Role != cluster.RoleServer {
 		return &cluster.Problem{What: fmt.Sprintf("%q is no server", from), Exit: cluster.ExitUsage}
 	}
-	return balancerControl.order(ctx, endpoint.ExpectPath+"?from="+holder.Address)
+	return balancerControl.Expect(ctx, holder.Address)
 }
 
 // yieldVIP hands the virtual IP over before this server stops, if it is here, to one
@@ -253,11 +254,17 @@ func (a *Agent) yieldVIP(ctx context.Context) {
 	if s := askVIP(ctx, ""); s.State != cluster.VIPActive {
 		return
 	}
-	for _, r := range a.agents.Reports(ctx, spec.Servers()) {
+	a.passVIP(ctx, balancerControl, a.agents.Reports(ctx, spec.Servers()))
+}
+
+// passVIP hands the virtual IP over to the first other server that can have it and
+// takes it.
+func (a *Agent) passVIP(ctx context.Context, balancer endpoint.Control, servers []cluster.NodeReport) {
+	for _, r := range servers {
 		if r.Name == a.machine.Node.Name || r.Status == nil || r.Status.VIP == nil || r.Status.VIP.State != cluster.VIPBackup || r.Status.VIP.Impaired {
 			continue
 		}
-		err := a.moveVIP(ctx, r.Name)
+		err := a.moveVIP(ctx, balancer, r.Name)
 		if err == nil {
 			a.options.Log.Info("the virtual IP was handed over", "to", r.Name)
 			return
@@ -266,61 +273,8 @@ func (a *Agent) yieldVIP(ctx context.Context) {
 	}
 }
 
-// control is the path of a balancer's control socket.
-type control string
-
-// balancerControl is that of this machine's.
-const balancerControl control = component.VIPSocket
-
-func (c control) do(ctx context.Context, method, path string, body io.Reader) (*http.Response, error) {
-	dial := func(ctx context.Context, _, _ string) (net.Conn, error) {
-		return (&net.Dialer{}).DialContext(ctx, "unix", string(c))
-	}
-	client := http.Client{Transport: &http.Transport{DialContext: dial, DisableKeepAlives: true}}
-	req, err := http.NewRequestWithContext(ctx, method, "http://endpoint"+path, body)
-	if err != nil {
-		return nil, err
-	}
-	return client.Do(req)
-}
-
-// clients asks for the clients of the virtual IP here, as endpoint.ClientsPath has it.
-func (c control) clients(ctx context.Context, since uint64) (list tickle.List, err error) {
-	resp, err := c.do(ctx, http.MethodGet, clientsSince(endpoint.ClientsPath, since), nil)
-	if err != nil {
-		return list, err
-	}
-	defer resp.Body.Close()
-	if resp.StatusCode != http.StatusOK {
-		return list, fmt.Errorf("the balancer answers %s", resp.Status)
-	}
-	return list, json.NewDecoder(resp.Body).Decode(&list)
-}
-
-// tell hands over the clients of another server.
-func (c control) tell(ctx context.Context, server netip.Addr, clients []netip.AddrPort) error {
-	body, err := json.Marshal(endpoint.VIPClients{From: server, Clients: clients})
-	if err != nil {
-		return err
-	}
-	return c.post(ctx, endpoint.ClientsPath, bytes.NewReader(body))
-}
-
-// order has the balancer do something, or say why not.
-func (c control) order(ctx context.Context, path string) error { return c.post(ctx, path, nil) }
-
-func (c control) post(ctx context.Context, path string, body io.Reader) error {
-	resp, err := c.do(ctx, http.MethodPost, path, body)
-	if err != nil {
-		return fmt.Errorf("the balancer does not answer: %w", err)
-	}
-	defer resp.Body.Close()
-	if resp.StatusCode == http.StatusOK {
-		return nil
-	}
-	why, _ := io.ReadAll(io.LimitReader(resp.Body, 1<<10))
-	return fmt.Errorf("the balancer answers: %s", strings.TrimSpace(string(why)))
-}
+// balancerControl is that of this machine's balancer.
+const balancerControl endpoint.Control = component.VIPSocket
 
 func clientsSince(path string, since uint64) string {
 	return path + "?since=" + strconv.FormatUint(since, 10)
@@ -332,7 +286,7 @@ const clientsPath = "/v1/vip/clients"
 
 // tellClients answers other servers until ctx ends, which is when the agent does:
 // nobody waits for those who wait for news.
-func (a *Agent) tellClients(ctx context.Context, balancer control) http.HandlerFunc {
+func (a *Agent) tellClients(ctx context.Context, balancer endpoint.Control) http.HandlerFunc {
 	return serve(func(r *http.Request, _ nothing) (tickle.List, error) {
 		if err := a.mayMoveLeads(r); err != nil {
 			return tickle.List{}, err
@@ -341,7 +295,7 @@ func (a *Agent) tellClients(ctx context.Context, balancer control) http.HandlerF
 		defer cancel()
 		defer context.AfterFunc(ctx, cancel)()
 		since, _ := strconv.ParseUint(r.URL.Query().Get("since"), 10, 64) // no number: nothing is known
-		return balancer.clients(asking, since)
+		return balancer.Clients(asking, since)
 	})
 }
 
@@ -356,11 +310,11 @@ func (a *Agent) learnClients(ctx context.Context) {
 	a.clientLearner(balancerControl).Run(ctx, a.otherServers)
 }
 
-func (a *Agent) clientLearner(balancer control) tickle.Learner {
+func (a *Agent) clientLearner(balancer endpoint.Control) tickle.Learner {
 	ask := func(ctx context.Context, server netip.Addr, since uint64) (list tickle.List, err error) {
 		return list, a.agents.Call(ctx, server.String(), clientsSince(clientsPath, since), nil, &list)
 	}
-	return tickle.Learner{Ask: ask, Tell: balancer.tell, Log: a.options.Log}
+	return tickle.Learner{Ask: ask, Tell: balancer.Tell, Log: a.options.Log}
 }
 
 // otherServers are where they are now.

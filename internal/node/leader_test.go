@@ -6,11 +6,13 @@ import (
 	"encoding/json"
 	"errors"
 	"fmt"
+	"io/fs"
 	"log/slog"
 	"net"
 	"net/http"
 	"net/http/httptest"
 	"net/netip"
+	"os"
 	"path/filepath"
 	"strconv"
 	"strings"
@@ -21,6 +23,7 @@ import (
 	"github.com/google/go-cmp/cmp"
 
 	"kuorum/internal/cluster"
+	"kuorum/internal/component"
 	"kuorum/internal/endpoint"
 	"kuorum/internal/history"
 	"kuorum/internal/lease"
@@ -344,6 +347,186 @@ func TestSightOf(t *testing.T) {
 	}
 }
 
+// TestMoveVIP: what the balancer says comes back, with an exit code.
+func TestMoveVIP(t *testing.T) {
+	v := newVillage(t)
+	cp1, cp2 := v.agents["cp1"], v.agents["cp2"]
+	moves := func(to string, balancer endpoint.Control) (code int, says string) {
+		err := cp1.moveVIP(t.Context(), balancer, to)
+		if err == nil {
+			return cluster.ExitOK, ""
+		}
+		problem, ok := errors.AsType[*cluster.Problem](err)
+		if !ok {
+			t.Fatalf("to %s: %v", to, err)
+		}
+		return problem.ExitCode(), err.Error()
+	}
+	if code, says := moves("cp2", v.control("cp1")); code != cluster.ExitNoQuorum || !strings.Contains(says, "the balancer of cp1 does not move") {
+		t.Errorf("no balancer: %d, %s", code, says)
+	}
+	var asked []string
+	refuses := true
+	mux := http.NewServeMux()
+	mux.HandleFunc("POST "+endpoint.MovePath, func(w http.ResponseWriter, r *http.Request) {
+		if asked = append(asked, r.URL.Query().Get("to")); refuses {
+			http.Error(w, "this router is not active", http.StatusConflict)
+		}
+	})
+	serveUnix(t, v.control("cp1"), mux)
+	for _, to := range []string{"w1", "cp9", ""} {
+		if code, says := moves(to, v.control("cp1")); code != cluster.ExitUsage || !strings.Contains(says, "is no server") || asked != nil {
+			t.Errorf("to %q: %d, %s", to, code, says)
+		}
+	}
+	if code, says := moves("cp2", v.control("cp1")); code != cluster.ExitRefused || !strings.Contains(says, "not moved to cp2: this router is not active") {
+		t.Errorf("it is not here: %d, %s", code, says)
+	}
+	refuses = false
+	if code, says := moves("cp2", v.control("cp1")); code != cluster.ExitOK {
+		t.Errorf("it is here: %d, %s", code, says)
+	}
+	address := cp2.machine.Node.Address
+	if diff := cmp.Diff([]string{address, address}, asked); diff != "" {
+		t.Errorf("the balancer is asked (-want +got):\n%s", diff)
+	}
+}
+
+// TestPassVIP: the first other that can have it gets it, and the next if that one
+// does not take it.
+func TestPassVIP(t *testing.T) {
+	v := newVillage(t)
+	a := v.agents["w1"] // a third, so that both servers are others
+	at := map[string]string{}
+	for _, n := range v.spec.Servers() {
+		at[n.Address] = n.Name
+	}
+	var asked []string
+	takes := ""
+	mux := http.NewServeMux()
+	mux.HandleFunc("POST "+endpoint.MovePath, func(w http.ResponseWriter, r *http.Request) {
+		name := at[r.URL.Query().Get("to")]
+		if asked = append(asked, name); name != takes {
+			http.Error(w, "nobody took it", http.StatusConflict)
+		}
+	})
+	serveUnix(t, v.control("w1"), mux)
+	backup := cluster.VIPStatus{State: cluster.VIPBackup}
+	impaired := cluster.VIPStatus{State: cluster.VIPBackup, Impaired: true}
+	active := cluster.VIPStatus{State: cluster.VIPActive}
+	for name, tc := range map[string]struct {
+		vips  []*cluster.VIPStatus // of cp1 and cp2; nil: no status at all
+		takes string
+		want  []string
+	}{
+		"the first takes it":     {[]*cluster.VIPStatus{&backup, &backup}, "cp1", []string{"cp1"}},
+		"the second does":        {[]*cluster.VIPStatus{&backup, &backup}, "cp2", []string{"cp1", "cp2"}},
+		"nobody does":            {[]*cluster.VIPStatus{&backup, &backup}, "", []string{"cp1", "cp2"}},
+		"the first is impaired":  {[]*cluster.VIPStatus{&impaired, &backup}, "cp2", []string{"cp2"}},
+		"the first is silent":    {[]*cluster.VIPStatus{nil, &backup}, "cp2", []string{"cp2"}},
+		"another has it already": {[]*cluster.VIPStatus{&active, &impaired}, "cp1", nil},
+	} {
+		t.Run(name, func(t *testing.T) {
+			asked, takes = nil, tc.takes
+			reports := []cluster.NodeReport{{Name: "w1", Status: &cluster.NodeStatus{VIP: &backup}}} // itself
+			for i, n := range v.spec.Servers() {
+				r := cluster.NodeReport{Name: n.Name}
+				if tc.vips[i] != nil {
+					r.Status = &cluster.NodeStatus{VIP: tc.vips[i]}
+				}
+				reports = append(reports, r)
+			}
+			a.passVIP(t.Context(), v.control("w1"), append(reports, cluster.NodeReport{Name: "cp2", Status: &cluster.NodeStatus{}}))
+			if diff := cmp.Diff(tc.want, asked); diff != "" {
+				t.Errorf("asked (-want +got):\n%s", diff)
+			}
+		})
+	}
+}
+
+// TestDropVIP: of a server that was removed the leases' holders end first, then the
+// balancer, and nothing else; where no virtual IP can be, nobody.
+func TestDropVIP(t *testing.T) {
+	dir := t.TempDir()
+	ends := filepath.Join(dir, "ends")
+	var processes []supervise.Process
+	var components []component.Component
+	for _, name := range []string{"etcd", "kube-apiserver", "endpoint", cluster.ControllerManagerName, cluster.SchedulerName} {
+		up := filepath.Join(dir, "up-"+name)
+		script := fmt.Sprintf("trap 'echo %s >> %s; exit' TERM; : > %s; while :; do sleep 0.05; done", name, ends, up)
+		processes = append(processes, supervise.Process{
+			Name: name, Path: "/bin/sh", Args: []string{"-c", script}, Env: os.Environ(),
+			Ready: func(context.Context) error { _, err := os.Stat(up); return err },
+		})
+		components = append(components, component.Component{Name: name})
+	}
+	var log bytes.Buffer
+	a := testAgent(&log)
+	spec, err := cluster.New("demo", 3, 0)
+	if err != nil {
+		t.Fatal(err)
+	}
+	a.machine.Spec, a.components = spec, components
+	if a.supervisor, err = supervise.New(filepath.Join(dir, "run"), slog.New(slog.DiscardHandler), processes); err != nil {
+		t.Fatal(err)
+	}
+	ctx, cancel := context.WithCancel(t.Context())
+	ran := make(chan error, 1)
+	go func() { ran <- a.supervisor.Run(ctx) }()
+	limited, done := context.WithTimeout(t.Context(), 20*time.Second)
+	defer done()
+	if err := a.supervisor.Wait(limited); err != nil {
+		t.Fatal(err)
+	}
+	cancel()
+	if err := <-ran; err != nil {
+		t.Error(err)
+	}
+	t.Cleanup(func() {
+		if err := a.supervisor.Stop(context.WithoutCancel(t.Context())); err != nil {
+			t.Error(err)
+		}
+	})
+	ended := func() string {
+		text, err := os.ReadFile(ends)
+		if err != nil && !errors.Is(err, fs.ErrNotExist) {
+			t.Fatal(err)
+		}
+		return strings.Join(strings.Fields(string(text)), " ")
+	}
+	a.machine.Spec.Spec.Endpoint.Type = cluster.EndpointLocal
+	if a.dropVIP(limited); ended() != "" {
+		t.Errorf("without a virtual IP there ends %s", ended())
+	}
+	a.machine.Spec.Spec.Endpoint.Type, a.server = cluster.EndpointVIP, nil
+	if a.dropVIP(limited); ended() != "" {
+		t.Errorf("on a node that is no server there ends %s", ended())
+	}
+	a.server = &server{}
+	over, end := context.WithCancel(t.Context())
+	end()
+	a.dropVIP(over)
+	if strings.Count(log.String(), "cannot stop a component of a removed server") != 3 || ended() != "" {
+		t.Errorf("without time there ends %q, and is said: %s", ended(), &log)
+	}
+	log.Reset()
+	a.dropVIP(limited)
+	if got := ended(); got != "kube-controller-manager kube-scheduler endpoint" || log.Len() > 0 {
+		t.Errorf("there ends %q; %s", got, &log)
+	}
+}
+
+func serveUnix(t *testing.T, at endpoint.Control, handler http.Handler) {
+	t.Helper()
+	ln, err := net.Listen("unix", string(at))
+	if err != nil {
+		t.Fatal(err)
+	}
+	web := &httptest.Server{Listener: ln, Config: &http.Server{Handler: handler}}
+	web.Start()
+	t.Cleanup(web.Close)
+}
+
 // balancerOf answers orders as the balancer of a server does. It returns whom the
 // server serves at the virtual IP, and what it is told of others.
 func balancerOf(t *testing.T, v *village, name string) (*tickle.Clients, <-chan endpoint.VIPClients) {
@@ -366,13 +549,7 @@ func balancerOf(t *testing.T, v *village, name string) (*tickle.Clients, <-chan 
 			http.Error(w, "too many", http.StatusConflict)
 		}
 	})
-	ln, err := net.Listen("unix", string(v.control(name)))
-	if err != nil {
-		t.Fatal(err)
-	}
-	web := &httptest.Server{Listener: ln, Config: &http.Server{Handler: mux}}
-	web.Start()
-	t.Cleanup(web.Close)
+	serveUnix(t, v.control(name), mux)
 	return own, told
 }
 
@@ -421,7 +598,7 @@ func TestClientsOfTheVirtualIP(t *testing.T) {
 	}
 	cancel()
 	<-done
-	if err := v.control("cp2").tell(t.Context(), netip.MustParseAddr(cp1.Address), make([]netip.AddrPort, 2)); err == nil || !strings.Contains(err.Error(), "too many") {
+	if err := v.control("cp2").Tell(t.Context(), netip.MustParseAddr(cp1.Address), make([]netip.AddrPort, 2)); err == nil || !strings.Contains(err.Error(), "too many") {
 		t.Errorf("its balancer refuses, and that is %v", err)
 	}
 

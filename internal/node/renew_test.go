@@ -24,6 +24,7 @@ import (
 	"kuorum/internal/agent"
 	"kuorum/internal/cluster"
 	"kuorum/internal/component"
+	"kuorum/internal/endpoint"
 	"kuorum/internal/keyring"
 	"kuorum/internal/membership"
 	"kuorum/internal/pki"
@@ -41,8 +42,8 @@ type village struct {
 }
 
 // control is where a server's balancer would take orders.
-func (v *village) control(name string) control {
-	return control(filepath.Join(v.agents[name].etc, "vip.sock"))
+func (v *village) control(name string) endpoint.Control {
+	return endpoint.Control(filepath.Join(v.agents[name].etc, "vip.sock"))
 }
 
 func newVillage(t *testing.T) *village {
