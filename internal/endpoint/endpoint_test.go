@@ -2,6 +2,7 @@ package endpoint
 
 import (
 	"context"
+	"encoding/json"
 	"errors"
 	"io"
 	"log/slog"
@@ -323,6 +324,13 @@ func TestStatus(t *testing.T) {
 		}
 		if s.Latency <= 0 || time.Since(s.Since) < 0 || time.Since(s.Since) > time.Minute || s.Address == "" {
 			t.Errorf("%s: %+v", name, s)
+		}
+	}
+	for _, query := range []string{"", "?since=7", "?since=x"} {
+		var states States
+		body, code := b.get(StatesPath + query)
+		if err := json.Unmarshal(body, &states); err != nil || code != http.StatusOK || states.Version == 0 || len(states.Backends) != 3 || states.Backends[2].State != Healthy {
+			t.Errorf("%s%s says %d %s: %v", StatesPath, query, code, body, err)
 		}
 	}
 	if _, code := b.get("/elsewhere"); code != http.StatusNotFound {

@@ -44,6 +44,7 @@ func (p *pool) replace(backends []Backend, local string) {
 			removed = append(removed, m.Backend)
 		}
 	}
+	p.change()
 	p.mu.Unlock()
 	select {
 	case p.changed <- struct{}{}:

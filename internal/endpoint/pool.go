@@ -45,6 +45,8 @@ type pool struct {
 	fresh   []*member // added, and nobody attends to them yet
 	turn    uint
 	lit     bool // some backend was healthy at the last verdict
+	version uint64
+	turned  chan struct{} // closed at the next version, see States
 }
 
 // member is a backend in a pool, whose mutex guards what is below removed.
@@ -93,7 +95,8 @@ type result struct {
 func newPool(cfg Config, turn uint, log *slog.Logger) *pool {
 	p := &pool{
 		changed: make(chan struct{}, 1), cfg: cfg, log: log, local: cfg.Local, turn: turn,
-		dial: (&net.Dialer{KeepAliveConfig: keepAlive(patience)}).DialContext,
+		dial:    (&net.Dialer{KeepAliveConfig: keepAlive(patience)}).DialContext,
+		version: uint64(time.Now().UnixNano()), turned: make(chan struct{}), //nolint:gosec // after 1970
 	}
 	for _, b := range cfg.Backends {
 		p.members = append(p.members, newMember(b))
@@ -181,6 +184,7 @@ func (p *pool) apply(m *member, r result, now time.Time) []event {
 	p.lit = p.anyHealthy()
 	var events []event
 	if m.state != before {
+		p.change()
 		events = append(events, m.turned(before))
 	}
 	for _, other := range p.members {

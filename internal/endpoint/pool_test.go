@@ -309,3 +309,43 @@ func TestRefusalAsksForSignOfLife(t *testing.T) {
 		t.Errorf("keep-alive starts after %d s, want 1", got)
 	}
 }
+
+// TestStates: who waits for a change is told of each, at once, and of none after a while.
+func TestStates(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		p := fakePool(2, accept)
+		first := p.states(t.Context(), 0)
+		if first.Version == 0 || len(first.Backends) != 2 || first.Backends[0].State != Unknown {
+			t.Fatalf("got %+v", first)
+		}
+		wait := func(since uint64, change func()) (States, time.Duration) {
+			begin, told := time.Now(), make(chan States)
+			go func() { told <- p.states(t.Context(), since) }()
+			synctest.Wait()
+			change()
+			return <-told, time.Since(begin)
+		}
+		got, took := wait(first.Version, func() { p.record(t.Context(), p.members[1], result{verdict: ready}) })
+		if took > 0 || got.Version == first.Version || got.Backends[1].State != Healthy {
+			t.Errorf("after %v: %+v", took, got)
+		}
+		got, took = wait(got.Version, func() { p.record(t.Context(), p.members[1], result{verdict: ready}) })
+		if took != StatesPatience {
+			t.Errorf("the same verdict is told as a change, after %v: %+v", took, got)
+		}
+		got, took = wait(got.Version, func() { p.replace([]Backend{{"s1", "s1"}}, "") })
+		if took > 0 || len(got.Backends) != 1 {
+			t.Errorf("after %v: %+v", took, got)
+		}
+		ctx, cancel := context.WithCancel(t.Context())
+		cancel()
+		begin := time.Now()
+		if again := p.states(ctx, got.Version); again.Version != got.Version || time.Since(begin) > 0 {
+			t.Errorf("whoever has gone is kept for %v", time.Since(begin))
+		}
+		<-time.After(time.Nanosecond) // no two balancers start at the same one
+		if other := fakePool(2, accept).states(t.Context(), got.Version); other.Version == got.Version {
+			t.Error("another process has the same version")
+		}
+	})
+}

@@ -7,6 +7,7 @@ import (
 	"fmt"
 	"net"
 	"net/http"
+	"strconv"
 	"time"
 
 	"kuorum/internal/cluster"
@@ -45,8 +46,56 @@ func (p *pool) status() []BackendStatus {
 	return list
 }
 
-// handler serves /healthz (200 when a backend is healthy, else 503) and
-// /status (a list of BackendStatus, in the order of the configuration).
+// StatesPath of the status server answers GET with States. With the query
+// since=VERSION it waits until that is another version, for StatesPatience at most:
+// whoever wants to know of each change need not ask in between.
+const (
+	StatesPath     = "/states"
+	StatesPatience = 10 * time.Second
+)
+
+// States are the backends as the checks see them at one moment.
+type States struct {
+	// Version is another one, and never 0, after each change of a state or of the list,
+	// and after each start of the balancer.
+	Version  uint64          `json:"version"`
+	Backends []BackendStatus `json:"backends"`
+}
+
+// change lets those know who wait for one. It needs the mutex.
+func (p *pool) change() {
+	p.version++
+	close(p.turned)
+	p.turned = make(chan struct{})
+}
+
+func (p *pool) edition() (version uint64, turned <-chan struct{}) {
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	return p.version, p.turned
+}
+
+// states waits for another version than since, for StatesPatience at most, or until
+// ctx ends.
+func (p *pool) states(ctx context.Context, since uint64) States {
+	version, turned := p.edition()
+	if version == since {
+		limit := time.NewTimer(StatesPatience)
+		defer limit.Stop()
+		select {
+		case <-ctx.Done():
+		case <-limit.C:
+		case <-turned:
+		}
+		version, _ = p.edition()
+	}
+	// What changes after the version was read is told now, and once more.
+	return States{Version: version, Backends: p.status()}
+}
+
+// handler serves /healthz (200 when a backend is healthy, else 503),
+// /status (a list of BackendStatus, in the order of the configuration), and
+// StatesPath.
 func (p *pool) handler() *http.ServeMux {
 	mux := http.NewServeMux()
 	mux.HandleFunc("GET /healthz", func(w http.ResponseWriter, _ *http.Request) {
@@ -58,6 +107,10 @@ func (p *pool) handler() *http.ServeMux {
 	})
 	mux.HandleFunc("GET /status", func(w http.ResponseWriter, _ *http.Request) {
 		writeJSON(w, p.status())
+	})
+	mux.HandleFunc("GET "+StatesPath, func(w http.ResponseWriter, r *http.Request) {
+		since, _ := strconv.ParseUint(r.URL.Query().Get("since"), 10, 64) // no number: nothing is known
+		writeJSON(w, p.states(r.Context(), since))
 	})
 	return mux
 }
