@@ -23,7 +23,7 @@ var layers = []string{
 	"cluster host step testnet",
 	"pki supervise bundle agent advise datadir ledger vrrp tickle handover loadbalancer",
 	"component doctor endpoint etcd fault history keyring kubeapi kubeconfig",
-	"lease membership relocation",
+	"apiservice lease membership relocation",
 	"node lab",
 	"cli",
 }
