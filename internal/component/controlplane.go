@@ -62,6 +62,8 @@ func apiserver(m Machine) Component {
 		"--service-account-key-file=" + pki("sa.pub"),
 		"--service-account-signing-key-file=" + pki("sa.key"),
 		"--service-cluster-ip-range=" + s.Spec.Network.Services,
+		// The servers' agents keep what the Service kubernetes leads to.
+		"--endpoint-reconciler-type=none",
 		"--profiling=false",
 	}
 	return Component{

@@ -333,7 +333,7 @@ func (a *Agent) work(group *errgroup.Group, ctx context.Context) { //nolint:revi
 	}
 	if a.server != nil {
 		group.Go(func() error { return a.applyObjects(ctx) })
-		background(group, ctx, a.server.members.Sweep, a.seed, a.learnClients)
+		background(group, ctx, a.server.members.Sweep, a.seed, a.learnClients, a.keepService)
 	}
 	if a.server != nil && a.member != nil {
 		background(group, ctx, a.watchSpec)

@@ -14,6 +14,7 @@ import (
 	"time"
 
 	"kuorum/internal/agent"
+	"kuorum/internal/apiservice"
 	"kuorum/internal/cluster"
 	"kuorum/internal/datadir"
 	"kuorum/internal/history"
@@ -115,6 +116,9 @@ func (a *Agent) membersAPI() http.Handler {
 	}
 	a.keysAPI(mux)
 	if a.server != nil {
+		mux.HandleFunc("GET "+apiservice.Path, serve(func(r *http.Request, _ nothing) (apiservice.View, error) {
+			return a.server.service.View(r.Context())
+		}))
 		more := http.NewServeMux()
 		a.server.memberAPI(more)
 		more.HandleFunc("POST "+membership.RenewPath, serve(a.renewOther))

@@ -14,6 +14,7 @@ import (
 	"time"
 
 	"kuorum/internal/agent"
+	"kuorum/internal/apiservice"
 	"kuorum/internal/cluster"
 	"kuorum/internal/component"
 	"kuorum/internal/datadir"
@@ -68,6 +69,7 @@ type server struct {
 	external *external
 	api      apiClient
 	leases   lease.API // through the balancer: the own API server may be what died
+	service  *apiservice.Keeper
 
 	address string       // the node's own
 	joins   atomic.Int32 // under way
@@ -95,6 +97,7 @@ func newServer(m component.Machine, options Options, agents *agent.Client, own *
 		return nil, errors.Join(err, s.etcd.Close())
 	}
 	s.api, s.leases = apiClient{api}, throughBalancer(api)
+	s.service = newKeeper(options, m.Node.Name, agents, api)
 	s.members = newMembership(m, options, s, agents)
 	return s, nil
 }

@@ -11,6 +11,8 @@ import (
 	"sync"
 	"time"
 
+	"kuorum/internal/agent"
+	"kuorum/internal/apiservice"
 	"kuorum/internal/cluster"
 	"kuorum/internal/component"
 	"kuorum/internal/endpoint"
@@ -23,7 +25,7 @@ import (
 // balancer is where a server reaches an API server also when its own does not work.
 const balancer = "https://127.0.0.1:"
 
-func throughBalancer(api *kubeapi.Client) lease.API {
+func throughBalancer(api *kubeapi.Client) *kubeapi.Client {
 	return api.Through(balancer + strconv.Itoa(component.PortAPI))
 }
 
@@ -169,6 +171,7 @@ func (a *Agent) yieldLeads(ctx context.Context) {
 	defer cancel()
 	var all sync.WaitGroup
 	all.Go(func() { a.yieldVIP(limited) })
+	all.Go(func() { a.yieldService(limited) })
 	for program, e := range a.machine.Spec.Elections() {
 		all.Go(func() {
 			record, err := lease.Read(limited, a.server.leases, e)
@@ -189,24 +192,54 @@ func (a *Agent) stopComponents(ctx context.Context) error {
 	return errors.Join(a.supervisor.Stop(ctx, "endpoint"), a.supervisor.Stop(ctx))
 }
 
-// askVIP asks this machine's balancer, which knows all of the virtual IP.
-func askVIP(ctx context.Context, address string) *cluster.VIPStatus {
-	unknown := func(err error) *cluster.VIPStatus { return &cluster.VIPStatus{Address: address, Error: err.Error()} }
-	req, err := http.NewRequestWithContext(ctx, http.MethodGet, component.EndpointStatus+endpoint.VIPPath, nil)
+// newKeeper keeps, with those of the other servers, what the Service kubernetes leads to.
+func newKeeper(options Options, name string, agents *agent.Client, api *kubeapi.Client) *apiservice.Keeper {
+	return apiservice.New(apiservice.Config{
+		Self: name, API: throughBalancer(api), Log: options.Log,
+		Balancer: func(ctx context.Context, since uint64) (states endpoint.States, err error) {
+			err = askBalancer(ctx, newsSince(endpoint.StatesPath, since), &states)
+			return states, err
+		},
+		Ask: func(ctx context.Context, n cluster.Node) (view apiservice.View, err error) {
+			err = agents.Call(ctx, n.Address, apiservice.Path, nil, &view)
+			return view, err
+		},
+	})
+}
+
+func (a *Agent) keepService(ctx context.Context) {
+	a.server.service.Run(ctx, func() []cluster.Node { return a.spec.Load().Servers() })
+}
+
+// yieldService has pods led to the other servers' API servers before this one's stops.
+func (a *Agent) yieldService(ctx context.Context) {
+	if err := a.server.service.Leave(ctx); err != nil {
+		a.options.Log.Info("the Service kubernetes is not told that this server stops", "reason", err)
+	}
+}
+
+// askBalancer asks this machine's balancer how it is.
+func askBalancer(ctx context.Context, path string, into any) error {
+	req, err := http.NewRequestWithContext(ctx, http.MethodGet, component.EndpointStatus+path, nil)
 	if err != nil {
-		return unknown(err)
+		return err
 	}
 	resp, err := (&http.Client{}).Do(req)
 	if err != nil {
-		return unknown(err)
+		return err
 	}
 	defer resp.Body.Close()
 	if resp.StatusCode != http.StatusOK {
-		return unknown(fmt.Errorf("the balancer answers %s", resp.Status))
+		return fmt.Errorf("the balancer answers %s", resp.Status)
 	}
+	return json.NewDecoder(resp.Body).Decode(into)
+}
+
+// askVIP asks this machine's balancer, which knows all of the virtual IP.
+func askVIP(ctx context.Context, address string) *cluster.VIPStatus {
 	var s cluster.VIPStatus
-	if err := json.NewDecoder(resp.Body).Decode(&s); err != nil {
-		return unknown(err)
+	if err := askBalancer(ctx, endpoint.VIPPath, &s); err != nil {
+		return &cluster.VIPStatus{Address: address, Error: err.Error()}
 	}
 	return &s
 }
@@ -276,7 +309,7 @@ func (a *Agent) passVIP(ctx context.Context, balancer endpoint.Control, servers 
 // balancerControl is that of this machine's balancer.
 const balancerControl endpoint.Control = component.VIPSocket
 
-func clientsSince(path string, since uint64) string {
+func newsSince(path string, since uint64) string {
 	return path + "?since=" + strconv.FormatUint(since, 10)
 }
 
@@ -312,7 +345,7 @@ func (a *Agent) learnClients(ctx context.Context) {
 
 func (a *Agent) clientLearner(balancer endpoint.Control) tickle.Learner {
 	ask := func(ctx context.Context, server netip.Addr, since uint64) (list tickle.List, err error) {
-		return list, a.agents.Call(ctx, server.String(), clientsSince(clientsPath, since), nil, &list)
+		return list, a.agents.Call(ctx, server.String(), newsSince(clientsPath, since), nil, &list)
 	}
 	return tickle.Learner{Ask: ask, Tell: balancer.Tell, Log: a.options.Log}
 }

@@ -22,6 +22,7 @@ import (
 
 	"github.com/google/go-cmp/cmp"
 
+	"kuorum/internal/apiservice"
 	"kuorum/internal/cluster"
 	"kuorum/internal/component"
 	"kuorum/internal/endpoint"
@@ -527,6 +528,40 @@ func serveUnix(t *testing.T, at endpoint.Control, handler http.Handler) {
 	t.Cleanup(web.Close)
 }
 
+// TestViewOfTheAPIServers: servers ask each other what their balancers say, and one
+// that is about to stop says so first.
+func TestViewOfTheAPIServers(t *testing.T) {
+	v := newVillage(t)
+	cp1, _ := v.spec.Node("cp1")
+	a := v.agents["cp1"]
+	said := endpoint.States{Backends: []endpoint.BackendStatus{{Backend: endpoint.Backend{Name: "cp1", Address: cp1.Address + ":6444"}, State: endpoint.Healthy}}}
+	var away error
+	a.server.service = apiservice.New(apiservice.Config{
+		Self: "cp1", Balancer: func(context.Context, uint64) (endpoint.States, error) { return said, away },
+	})
+	a.complete = make(chan struct{})
+	close(a.complete)
+	var got apiservice.View
+	ask := order{apiservice.Path, nil, &got}
+	for _, caller := range []string{"cp2", "somebody"} {
+		if err := v.post(t, caller, "cp1", ask); err != nil || !got.Healthy[cp1.Address] || got.Leaving {
+			t.Errorf("%s is told %+v, %v", caller, got, err)
+		}
+	}
+	if err := v.post(t, "cp2", "w1", ask); err == nil {
+		t.Errorf("a worker says %+v", got)
+	}
+	a.server.leases = &election{}
+	a.yieldLeads(t.Context())
+	if err := v.post(t, "cp2", "cp1", ask); err != nil || !got.Leaving {
+		t.Errorf("before it stops it says %+v, %v", got, err)
+	}
+	away = errors.New("no balancer")
+	if err := v.post(t, "cp2", "cp1", ask); err == nil || !strings.Contains(err.Error(), "no balancer") {
+		t.Errorf("without a balancer it says %+v, %v", got, err)
+	}
+}
+
 // balancerOf answers orders as the balancer of a server does. It returns whom the
 // server serves at the virtual IP, and what it is told of others.
 func balancerOf(t *testing.T, v *village, name string) (*tickle.Clients, <-chan endpoint.VIPClients) {
@@ -607,7 +642,7 @@ func TestClientsOfTheVirtualIP(t *testing.T) {
 	if err := ask("cp2", clientsPath); err != nil {
 		t.Fatal(err)
 	}
-	go func() { waits <- ask("cp2", clientsSince(clientsPath, list.Version)) }()
+	go func() { waits <- ask("cp2", newsSince(clientsPath, list.Version)) }()
 	v.end()
 	if err := <-waits; err == nil || time.Since(begin) > tickle.Patience {
 		t.Errorf("after %v: %v", time.Since(begin), err)

@@ -22,6 +22,7 @@ import (
 	"github.com/google/go-cmp/cmp"
 
 	"kuorum/internal/agent"
+	"kuorum/internal/apiservice"
 	"kuorum/internal/cluster"
 	"kuorum/internal/component"
 	"kuorum/internal/endpoint"
@@ -87,7 +88,7 @@ func (v *village) settle(t *testing.T, n cluster.Node) {
 	}
 	a.spec.Store(v.spec)
 	if n.Role == cluster.RoleServer {
-		a.server = &server{}
+		a.server = &server{service: apiservice.New(apiservice.Config{Self: n.Name})}
 	}
 	if n.Role == cluster.RoleEtcd {
 		a.member = &member{}
