@@ -28,7 +28,8 @@ const (
 	again        = 250 * time.Millisecond
 	failing      = 2 * time.Second // at most, after an error
 	askPatience  = time.Second     // with the other agents, all at once
-	apiPatience  = time.Second     // with an API server at first, doubled each time
+	illPatience  = 200 * time.Millisecond
+	apiPatience  = time.Second // with an API server at first, doubled each time
 	maxPatience  = 8 * time.Second
 	maxConflicts = 3
 )
@@ -314,7 +315,8 @@ func (l *look) early(want []string, after time.Duration) time.Duration {
 }
 
 // gather asks all servers at once, and waits no longer than it takes to know what they
-// will say, or askPatience.
+// will say, or askPatience; and for those whose API server does not work, by what is
+// seen here, only illPatience: most of them are off.
 func (l *look) gather(ctx context.Context, servers []cluster.Node) map[string]View {
 	limited, cancel := context.WithTimeout(ctx, askPatience)
 	defer cancel()
@@ -330,17 +332,27 @@ func (l *look) gather(ctx context.Context, servers []cluster.Node) map[string]Vi
 			answers <- answer{n.Name, view, err}
 		}()
 	}
-	views := map[string]View{}
-	for range servers {
-		a := <-answers
-		if a.err == nil {
-			views[a.name] = a.view
-		}
-		if settled(servers, views) {
-			break
+	views, silent := map[string]View{}, slices.Clone(servers)
+	hasty := false
+	soon := time.NewTimer(illPatience)
+	defer soon.Stop()
+	for len(silent) > 0 && !settled(servers, views) && (!hasty || !l.allIll(silent)) {
+		select {
+		case a := <-answers:
+			silent = slices.DeleteFunc(silent, func(n cluster.Node) bool { return n.Name == a.name })
+			if a.err == nil {
+				views[a.name] = a.view
+			}
+		case <-soon.C:
+			hasty = true
 		}
 	}
 	return views
+}
+
+// allIll tells whether none of the nodes' API servers works, by what is seen here.
+func (l *look) allIll(nodes []cluster.Node) bool {
+	return !slices.ContainsFunc(nodes, func(n cluster.Node) bool { return l.own[n.Address] })
 }
 
 func (l *look) ask(ctx context.Context, n cluster.Node) (View, error) {

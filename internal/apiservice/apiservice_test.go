@@ -735,3 +735,38 @@ func TestSilentBalancer(t *testing.T) {
 		<-ended
 	})
 }
+
+// TestGatherLeavesTheDead: an agent that says nothing is waited for, but not if its API
+// server does not work either.
+func TestGatherLeavesTheDead(t *testing.T) {
+	for name, tc := range map[string]struct {
+		own  map[string]bool
+		want time.Duration
+	}{
+		"off":      {map[string]bool{"10.0.0.1": true, "10.0.0.2": true, "10.0.0.3": false}, illPatience},
+		"works":    {map[string]bool{"10.0.0.1": true, "10.0.0.2": true, "10.0.0.3": true}, askPatience},
+		"unjudged": {nil, illPatience},
+	} {
+		synctest.Test(t, func(t *testing.T) {
+			nodes := []cluster.Node{{Name: "a", Address: "10.0.0.1"}, {Name: "b", Address: "10.0.0.2"}, {Name: "c", Address: "10.0.0.3"}}
+			k := New(Config{
+				Self:     "a",
+				Balancer: func(context.Context, uint64) (endpoint.States, error) { return endpoint.States{}, nil },
+				Ask: func(ctx context.Context, n cluster.Node) (View, error) {
+					if n.Name == "b" {
+						return View{}, nil
+					}
+					<-ctx.Done()
+					return View{}, ctx.Err()
+				},
+			})
+			l := look{Keeper: k, own: tc.own}
+			begin := time.Now()
+			views := l.gather(t.Context(), nodes)
+			if took := time.Since(begin); took != tc.want || len(views) != 2 {
+				t.Errorf("%s: %d views after %v, not %v", name, len(views), took, tc.want)
+			}
+			synctest.Wait()
+		})
+	}
+}

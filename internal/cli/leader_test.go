@@ -228,7 +228,22 @@ func TestHandOn(t *testing.T) {
 	} {
 		t.Run(what, func(t *testing.T) {
 			var asked []string
-			w := &etcdWork{target: target{spec: spec, agents: agentsOf(t, func(path string, o lease.Order) (any, error) {
+			looked := 0
+			reports := func(context.Context) ([]cluster.NodeReport, error) {
+				nodes := ledCluster(time.Now()).Nodes
+				if looked++; looked%2 == 1 { // cp1's was started again, in vain
+					for i, c := range nodes[0].Status.Components {
+						if c.Name == cluster.SchedulerName {
+							nodes[0].Status.Components[i].Phase = "starting"
+						}
+					}
+				}
+				return nodes, nil
+			}
+			w := &etcdWork{target: target{spec: spec, reports: reports, agents: agentsOf(t, func(path string, o lease.Order) (any, error) {
+				if looked != 2*len(asked) {
+					t.Errorf("%s is asked before cp1 is ready", path)
+				}
 				address, rest, _ := strings.Cut(path, ":9443")
 				if rest != lease.MovePath || o.Program != cluster.SchedulerName || o.To != "cp1" {
 					t.Errorf("%s is asked for %+v", path, o)

@@ -170,15 +170,20 @@ func (w *etcdWork) programSteps(o lease.Order, leader string) []step.Step {
 			Do:   func(ctx context.Context) error { return w.handOn(ctx, o, leader) },
 		},
 		{Name: "wait until both are ready again", Do: func(ctx context.Context) error {
-			return until(ctx, o.Program+" is not ready again", func() (string, error) {
-				reports, err := w.target.reports(ctx)
-				if err != nil {
-					return "", err
-				}
-				return unreadyOf(reports, o.Program, leader, o.To), nil
-			})
+			return w.awaitProgram(ctx, o.Program, leader, o.To)
 		}},
 	}
+}
+
+// awaitProgram waits until a program is ready on all those nodes.
+func (w *etcdWork) awaitProgram(ctx context.Context, program string, nodes ...string) error {
+	return until(ctx, program+" is not ready again", func() (string, error) {
+		reports, err := w.target.reports(ctx)
+		if err != nil {
+			return "", err
+		}
+		return unreadyOf(reports, program, nodes...), nil
+	})
 }
 
 // handOn has the leader's agent hand over, and that of a third that was quicker.
@@ -200,6 +205,9 @@ func (w *etcdWork) handOn(ctx context.Context, o lease.Order, leader string) err
 		}
 		if leader = moved.Leader; leader == "" {
 			break
+		}
+		if err := w.awaitProgram(ctx, o.Program, o.To); err != nil { // it was started again, in vain
+			return err
 		}
 	}
 	return &cluster.Problem{

@@ -122,7 +122,7 @@ var ErrSilent = errors.New("the balancer does not answer")
 
 // Move is a POST to MovePath: it blocks until the peer at that address holds the
 // virtual IP, or fails with ErrSilent, or with what the balancer says.
-func (c Control) Move(ctx context.Context, to string, keep bool) error { //nolint:revive // the order's own
+func (c Control) Move(ctx context.Context, to string, keep bool) error {
 	return c.post(ctx, fmt.Sprintf("%s?to=%s&keep=%t", MovePath, to, keep), nil)
 }
 

@@ -11,9 +11,6 @@ import (
 	"time"
 )
 
-// addressOf is a server's own address.
-func addressOf(name string) string { return "198.18.0.1" + strings.TrimPrefix(name, "cp") }
-
 // writeAt writes by one server's own API server, which has the time that a person
 // has; it reports whether that was acknowledged.
 func (l *lab) writeAt(t *testing.T, server, object string) bool {
