@@ -4,7 +4,7 @@
 // scheduler lead. Probes start every 5 ms, writes every 10 and new connections every
 // 50, from the machines' own network.
 //
-//	go run ./bench/failover [-n 5] [-rounds 2] [-faults kill,freeze,cut] [-systems kuorum,guide,tuned]
+//	go run ./bench/failover [-n 5] [-rounds 2] [-faults kill,freeze,cut,api-kill,api-freeze,roll] [-systems kuorum,guide,tuned]
 //
 // The systems run the same upstream programs in labs of the same kind, one after
 // the other, in rounds. "guide" has HAProxy and keepalived with the values of
@@ -106,19 +106,37 @@ func probe(ctx context.Context, args []string) error {
 // key is one cell of the table.
 type key struct{ system, fault, kind string }
 
-type results map[key][]time.Duration
+// results are the longest gaps of each try, and how many attempts failed.
+type results map[key]*cell
+
+type cell struct {
+	gaps             []time.Duration
+	failed, attempts int
+}
+
+func (r results) add(k key, t trace) {
+	c := r[k]
+	if c == nil {
+		c = &cell{}
+		r[k] = c
+	}
+	c.gaps = append(c.gaps, t.Gap)
+	c.failed += t.Failed
+	c.attempts += t.Failed + t.OK
+}
 
 func (r results) print(systems []system, faults []fault) {
-	fmt.Println("| fault | what a client does | system | tries | p50, ms | p99, ms | max, ms |\n|---|---|---|---|---|---|---|")
+	fmt.Println("| fault | what a client does | system | tries | p50, ms | p99, ms | max, ms | failed |\n|---|---|---|---|---|---|---|---|")
 	for _, f := range faults {
 		for _, kind := range kinds() {
 			for _, s := range systems {
-				all := slices.Sorted(slices.Values(r[key{s.name, f.name, kind}]))
-				if len(all) == 0 {
+				c := r[key{s.name, f.name, kind}]
+				if c == nil {
 					continue
 				}
-				fmt.Printf("| %s | %s | %s | %d | %d | %d | %d |\n", f.text, kind, s.name, len(all),
-					quantile(all, 0.5).Milliseconds(), quantile(all, 0.99).Milliseconds(), all[len(all)-1].Milliseconds())
+				all := slices.Sorted(slices.Values(c.gaps))
+				fmt.Printf("| %s | %s | %s | %d | %d | %d | %d | %d of %d |\n", f.text, kind, s.name, len(all),
+					quantile(all, 0.5).Milliseconds(), quantile(all, 0.99).Milliseconds(), all[len(all)-1].Milliseconds(), c.failed, c.attempts)
 			}
 		}
 	}
@@ -133,8 +151,8 @@ func quantile(sorted []time.Duration, q float64) time.Duration {
 // fault is something that happens to a server.
 type fault struct {
 	name, text string
-	// args make it, and its victim is added to the last.
-	args []string
+	// orders make it happen to the victim, one after the other.
+	orders func(victim string) [][]string
 	// off tells that the machine has to be switched on afterwards.
 	off bool
 	// length is how long to look on with each system, in which it must be over.
@@ -143,12 +161,36 @@ type fault struct {
 
 func (f fault) title() string { return f.name }
 
+// once is one order, with the victim in place of %s.
+func once(words ...string) func(string) [][]string {
+	return func(victim string) [][]string {
+		order := make([]string, len(words))
+		for i, word := range words {
+			order[i] = strings.ReplaceAll(word, "%s", victim)
+		}
+		return [][]string{order}
+	}
+}
+
+// everyServer is rebooted in order, the victim first, each when the one before is back.
+func everyServer(victim string) [][]string {
+	var orders [][]string
+	for _, name := range append([]string{victim}, slices.DeleteFunc(servers(), func(n string) bool { return n == victim })...) {
+		orders = append(orders, []string{"lab", "reboot", name}, []string{"status", "--wait", "--brief", "--timeout", "2m"})
+	}
+	return orders
+}
+
+func servers() []string { return []string{"cp1", "cp2", "cp3"} }
+
 func allFaults() []fault {
 	return []fault{
-		{name: "kill", text: "its power is cut", args: []string{"fault", "kill", "%s"}, off: true, length: func(s system) time.Duration { return cmp.Or(s.slow/2, 6*time.Second) }},
-		{name: "freeze", text: "it freezes", args: []string{"fault", "pause", "%s"}, length: func(s system) time.Duration { return cmp.Or(s.slow, 6*time.Second) }},
-		{name: "cut", text: "its cable is cut", args: []string{"fault", "cut", "%s"}, length: func(s system) time.Duration { return cmp.Or(s.slow, 6*time.Second) }},
-		{name: "api-kill", text: "its API server is killed", args: []string{"fault", "kill", "%s/kube-apiserver"}, length: func(s system) time.Duration { return cmp.Or(s.slow/2, 6*time.Second) }},
-		{name: "api-freeze", text: "its API server freezes", args: []string{"fault", "pause", "%s/kube-apiserver"}, length: func(s system) time.Duration { return cmp.Or(s.slow, 6*time.Second) }},
+		{name: "kill", text: "its power is cut", orders: once("fault", "kill", "%s"), off: true, length: func(s system) time.Duration { return cmp.Or(s.slow/2, 6*time.Second) }},
+		{name: "freeze", text: "it freezes", orders: once("fault", "pause", "%s"), length: func(s system) time.Duration { return cmp.Or(s.slow, 6*time.Second) }},
+		{name: "cut", text: "its cable is cut", orders: once("fault", "cut", "%s"), length: func(s system) time.Duration { return cmp.Or(s.slow, 6*time.Second) }},
+		{name: "api-kill", text: "its API server is killed", orders: once("fault", "kill", "%s/kube-apiserver"), length: func(s system) time.Duration { return cmp.Or(s.slow/2, 6*time.Second) }},
+		{name: "api-freeze", text: "its API server freezes", orders: once("fault", "pause", "%s/kube-apiserver"), length: func(s system) time.Duration { return cmp.Or(s.slow, 6*time.Second) }},
+		// For kuorum alone: the others' balancers do not start with their machines.
+		{name: "roll", text: "it is rebooted in order, and then the two others", orders: everyServer, length: func(system) time.Duration { return 90 * time.Second }},
 	}
 }

@@ -97,7 +97,7 @@ func (s system) round(ctx context.Context, faults []fault, n int, every time.Dur
 				return fmt.Errorf("%s, %s: %w", s.name, f.text, err)
 			}
 			for kind, t := range traces {
-				seen[key{s.name, f.name, kind}] = append(seen[key{s.name, f.name, kind}], t.Gap)
+				seen.add(key{s.name, f.name, kind}, t)
 			}
 			if raw {
 				line, _ := json.Marshal(traces)
@@ -130,11 +130,12 @@ func (s system) try(ctx context.Context, f fault, config string, every time.Dura
 		return nil, err
 	}
 	<-time.After(warmUp)
-	args := make([]string, len(f.args))
-	for i, a := range f.args {
-		args[i] = strings.ReplaceAll(a, "%s", victim)
+	var failed error
+	for _, order := range f.orders(victim) {
+		if _, failed = s.on(ctx, order...); failed != nil {
+			break
+		}
 	}
-	_, failed := s.on(ctx, args...)
 	if err := probes.Wait(); err != nil {
 		return nil, fmt.Errorf("the probes: %w", err)
 	}
@@ -215,8 +216,8 @@ func (s system) holder(ctx context.Context) (string, error) {
 	var holder string
 	err := s.eventually(ctx, func(ctx context.Context) error {
 		var has []string
-		for _, name := range []string{"cp1", "cp2", "cp3"} {
-			out, err := s.on(ctx, "lab", "console", name, "--", "ip", "-brief", "-4", "address")
+		for _, name := range servers() {
+			out, err := s.on(ctx, "lab", "console", name, "--", "ip", "-brief", "-4", "address", "show", "dev", "eth0")
 			if err == nil && strings.Contains(out, host+"/") {
 				has = append(has, name)
 			}

@@ -177,6 +177,7 @@ func (l *look) once(ctx context.Context) time.Duration {
 		l.mine, l.tries = mine, 0
 	}
 	if len(l.mine) == 0 {
+		l.pending = nil
 		l.heed() // there is no other, or nobody to write to
 		return regularly
 	}
@@ -186,6 +187,8 @@ func (l *look) once(ctx context.Context) time.Duration {
 	wait, err := l.align(ctx)
 	if err == nil {
 		l.told = false
+	}
+	if err == nil && wait == 0 {
 		l.heed()
 	}
 	switch {
@@ -239,6 +242,7 @@ func (l *look) alone() []string {
 // for how long it must still be so before it is written.
 func (l *look) align(ctx context.Context) (time.Duration, error) {
 	if l.known.leads(l.mine) {
+		l.pending = nil
 		if time.Since(l.read) < regularly {
 			return 0, nil
 		}
@@ -247,20 +251,23 @@ func (l *look) align(ctx context.Context) (time.Duration, error) {
 		}
 	}
 	servers := l.servers()
-	views := l.gather(ctx, servers)
 	var err error
 	for range maxConflicts {
 		if err = l.reread(ctx); err != nil {
 			return 0, err
 		}
-		want, after := Decide(servers, views, l.known.addresses())
+		// Asked after that: without a leader of etcd it may take long to read.
+		want, after := Decide(servers, l.gather(ctx, servers), l.known.addresses())
 		if len(want) == 0 {
 			return 0, nil
 		}
 		if wait := l.early(want, after); wait > 0 {
 			return wait, nil
 		}
-		if err = l.write(ctx, want); !errors.Is(err, kubeapi.ErrConflict) {
+		if err = l.write(ctx, want); err == nil {
+			l.pending = nil // whoever wants the same later waits as long
+		}
+		if !errors.Is(err, kubeapi.ErrConflict) {
 			return 0, err
 		}
 	}

@@ -687,6 +687,23 @@ func TestFewServersWaitLonger(t *testing.T) {
 		w.after(abandoned+time.Second, "1 2")
 		w.after(regularly, "3")
 	})
+	synctest.Test(t, func(t *testing.T) { // what was over before it counted does not count the next time
+		w := newTown(t, 3, "+++", upstreams(ats("1 2 3")...))
+		defer w.run("cp1", "cp2", "cp3")()
+		away := func(away bool, marks ...string) {
+			w.change(func() { w.silent["cp2"], w.silent["cp3"] = away, away })
+			for i, server := range []string{"cp1", "cp2", "cp3"} {
+				w.see(server, marks[i])
+			}
+		}
+		away(true, "+--", "---", "---")
+		w.after(lonely-2*time.Second, "1 2 3")
+		away(false, "+++", "+++", "+++")
+		w.after(time.Hour, "1 2 3")
+		away(true, "+--", "---", "---")
+		w.after(lonely-2*time.Second, "1 2 3")
+		w.after(2*lonely, "1")
+	})
 	synctest.Test(t, func(t *testing.T) { // cp1 is started alone, and was off the list
 		w := newTown(t, 3, "+--", upstreams(ats("2 3")...))
 		w.change(func() { w.silent["cp2"], w.silent["cp3"] = true, true })

@@ -209,13 +209,19 @@ key: %[7]s
 		Path: m.Kuorum,
 		Args: []string{"endpoint", "--config", component("endpoint.yaml")},
 		// It reads its file again but for where it listens, and what the virtual
-		// IP is: then it must be another process.
-		Env:         append([]string{"KUORUM_LISTEN=" + m.Node.Address}, vipEnv(m)...),
+		// IP is: then it must be another process. So must that of a kuorum whose
+		// balancer understands another file, or answers otherwise.
+		Env:         append([]string{balancerVersion, "KUORUM_LISTEN=" + m.Node.Address}, vipEnv(m)...),
 		Files:       []File{file},
 		Ready:       httpReady(EndpointStatus + "/healthz"),
 		StopTimeout: 5 * time.Second,
 	}
 }
+
+// balancerVersion is raised with each change of what the balancer's file may have, or
+// of what its agent asks it: a running one is adopted by the next agent, also when that
+// is another kuorum's.
+const balancerVersion = "KUORUM_ENDPOINT=2"
 
 // EndpointStatus is where a node's balancer tells how it is, to this machine alone.
 const EndpointStatus = "http://127.0.0.1:6442"

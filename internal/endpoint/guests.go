@@ -54,10 +54,12 @@ func (r reset) Close() error {
 // connections with it are closed, since their packets go elsewhere now, and their
 // clients are reset by whoever has the address: it may have had that all along, while
 // a parted network did not show it. After a move in order their packets come here
-// still, and they end by themselves.
+// still, and they end by themselves; those who were another machine's answer there.
 func (k *keeper) react(ctx context.Context) {
 	var sending sync.WaitGroup
 	defer sending.Wait()
+	stop := func() {}
+	defer func() { stop() }()
 	for {
 		select {
 		case <-ctx.Done():
@@ -68,12 +70,17 @@ func (k *keeper) react(ctx context.Context) {
 		// The router tells its status when all has been done that a change asks for:
 		// the address is here by then, or gone. It may have gone and come again.
 		here := k.router() != nil && k.router().Status().State == vrrp.Active
-		if gone := k.gone.Swap(false); gone && k.moves().Stays() {
-			sending.Go(func() { k.seeOut(ctx) })
-		} else if gone {
-			moved = append(moved, k.closeOwn(ctx))
+		if gone := k.gone.Swap(false); gone || here {
+			stop() // what an earlier move has left
+			if gone && k.moves().Stays() {
+				seeing, cancel := context.WithCancel(ctx)
+				stop = cancel
+				sending.Go(func() { k.seeOut(seeing) })
+			} else if gone {
+				moved = append(moved, k.closeOwn(ctx))
+			}
 		}
-		if here && !k.moves().For().IsValid() {
+		if here {
 			moved = append(moved, &k.others)
 		}
 		// To its end, also if the address turns again: it is no less true then.
@@ -115,11 +122,7 @@ func (k *keeper) tickle(ctx context.Context, clients *tickle.Others) {
 }
 
 // moves is what this machine does in moves of the address in order.
-func (k *keeper) moves() *handover.Side {
-	k.mu.Lock()
-	defer k.mu.Unlock()
-	return k.side
-}
+func (k *keeper) moves() *handover.Side { return k.side.Load() }
 
 // move hands the address over, with the connections where that is asked for.
 func (k *keeper) move(r *http.Request) error {
@@ -131,6 +134,10 @@ func (k *keeper) move(r *http.Request) error {
 	if runner == nil {
 		return errNoRouter
 	}
+	if !k.moving.TryLock() {
+		return errors.New("it is being moved already")
+	}
+	defer k.moving.Unlock()
 	if r.URL.Query().Get("keep") == "true" {
 		side.Offer()
 	}
@@ -156,34 +163,39 @@ func (k *keeper) expect(r *http.Request) error {
 	return k.moves().Expect(time.Now(), from, k.clients.Now())
 }
 
-// A connection is quiet, and may be closed, when nothing has gone either way for a
-// while; for long, when the last word was the client's: that may be a question, or
-// the end of a conversation.
 const (
-	quiet     = time.Second
-	longQuiet = 5 * time.Second
+	// quiet is how long nothing has gone either way on a connection that may be
+	// closed. What is under way longer without a byte is closed with it.
+	quiet = 5 * time.Second
+	// partingTime is for the last packets of connections, which need the address.
+	partingTime = 300 * time.Millisecond
 )
 
 // seeOut closes the connections that were left here when the address moved, each at
 // a quiet moment, or at the end of the window. A server that stops in order ends
-// most itself: it tells its clients (GOAWAY).
+// those with its own API server itself: that tells its clients (GOAWAY). When ctx
+// ends the address is here again, or this process ends.
 func (k *keeper) seeOut(ctx context.Context) {
 	side, end := k.moves(), time.Now().Add(handover.Window)
 	left := k.clients.Each(func(io.Closer) {})
 	k.log.InfoContext(ctx, "the virtual IP has moved, its connections stay until they end", "connections", left)
-	tick := time.NewTicker(100 * time.Millisecond)
-	defer tick.Stop()
-	for left > 0 && time.Now().Before(end) && ctx.Err() == nil && side.Stays() {
+	for left > 0 && time.Now().Before(end) && side.Stays() && wait(ctx, 100*time.Millisecond) {
 		left = k.clients.Each(closeQuiet)
-		select {
-		case <-ctx.Done():
-		case <-tick.C:
-		}
 	}
-	if k.router().Status().State != vrrp.Active { // it may have come back
+	if wait(ctx, partingTime) && side.Stays() {
 		k.clients.Close()
+		side.Leave()
 	}
-	side.Leave()
+}
+
+// wait reports whether ctx goes on.
+func wait(ctx context.Context, d time.Duration) bool {
+	select {
+	case <-ctx.Done():
+		return false
+	case <-time.After(d):
+		return true
+	}
 }
 
 func closeQuiet(conn io.Closer) {
@@ -201,6 +213,5 @@ func closeQuiet(conn io.Closer) {
 }
 
 func isQuiet(last host.Exchange) bool {
-	since := min(last.Sent, last.Received)
-	return since >= longQuiet || since >= quiet && last.Sent < last.Received
+	return min(last.Sent, last.Received) >= quiet && !last.Unacknowledged
 }

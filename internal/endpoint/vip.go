@@ -34,11 +34,14 @@ type keeper struct {
 	history *ledger.File[cluster.VIPChange] // nil: nowhere
 	turns   chan vrrp.Change                // that history does not have yet
 
+	// side is of moves in order; that of a machine without a router does nothing.
+	side   atomic.Pointer[handover.Side]
+	moving sync.Mutex // while the address is being moved by order
+
 	mu       sync.Mutex
 	cfg      VIP
 	impaired bool
-	runner   *vrrp.Runner   // nil until there is one
-	side     *handover.Side // of moves in order; that of a machine without a router does nothing
+	runner   *vrrp.Runner // nil until there is one
 }
 
 // tickler is a host.Tickler, but for tests.
@@ -51,9 +54,10 @@ type tickler interface {
 // server it leaves the address to others.
 func newKeeper(cfg VIP, log *slog.Logger) *keeper {
 	k := &keeper{
-		cfg: cfg, log: log, impaired: true, clients: tickle.NewClients(), turned: make(chan struct{}, 1), side: new(handover.Side),
+		cfg: cfg, log: log, impaired: true, clients: tickle.NewClients(), turned: make(chan struct{}, 1),
 		open: func() (tickler, error) { return host.OpenTickler() }, turns: make(chan vrrp.Change, 64),
 	}
+	k.side.Store(new(handover.Side))
 	if cfg.History != "" {
 		k.history = ledger.New[cluster.VIPChange](cfg.History, remembered)
 	}
@@ -99,28 +103,24 @@ func (k *keeper) takePart(ctx context.Context) error {
 	if err != nil {
 		return err
 	}
-	side := k.newSide(ctx, router)
+	side := handover.New(handover.Place{Link: router.Interface, Own: router.Source, Front: k.front}, vrrp.NewHolder(router), k.log)
 	runner, err := vrrp.New(router, wire, side, k.note)
 	if err != nil {
 		return errors.Join(err, wire.Close())
 	}
 	k.mu.Lock()
 	runner.SetImpaired(k.impaired)
-	k.runner, k.side = runner, side
+	k.runner = runner
+	k.side.Store(side)
 	if now, err := k.cfg.router(); err == nil { // it may have changed meanwhile
 		_ = runner.SetPeers(now.Peers, now.Priority) // as valid as what it has
 	}
 	k.mu.Unlock()
-	return errors.Join(runner.Run(ctx), side.Close())
-}
-
-func (k *keeper) newSide(ctx context.Context, router vrrp.Config) *handover.Side {
-	place := handover.Place{Link: router.Interface, Own: router.Source, Front: k.front}
-	side, err := handover.New(place, vrrp.NewHolder(router), k.log)
-	if err != nil {
-		k.log.WarnContext(ctx, "something is left of an earlier move of the virtual IP", "error", err)
+	err = runner.Run(ctx)
+	if side.Stays() {
+		time.Sleep(partingTime) // the connections with it are being closed
 	}
-	return side
+	return errors.Join(err, side.Close())
 }
 
 func (k *keeper) config() VIP {
@@ -142,6 +142,9 @@ func (k *keeper) note(c vrrp.Change) {
 		if c.From == vrrp.Active {
 			k.gone.Store(true)
 		}
+		if c.To == vrrp.Active {
+			k.moves().Came(c.At, resigned(c))
+		}
 		k.turn()
 	}
 	if k.history != nil && (c.From == vrrp.Active) != (c.To == vrrp.Active) {
@@ -156,6 +159,14 @@ func (k *keeper) note(c vrrp.Change) {
 		args = append(args, "peer", c.Peer)
 	}
 	k.log.Info("virtual IP", args...)
+}
+
+// resigned is who has given the address up, if somebody has.
+func resigned(c vrrp.Change) netip.Addr {
+	if c.Resigned {
+		return c.Peer
+	}
+	return netip.Addr{}
 }
 
 // turn has react look.

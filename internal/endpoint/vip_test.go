@@ -471,18 +471,16 @@ func TestGuests(t *testing.T) {
 
 func TestQuiet(t *testing.T) {
 	for _, tc := range []struct {
-		sent, received time.Duration
-		want           bool
+		last host.Exchange
+		want bool
 	}{
-		{10 * time.Millisecond, 20 * time.Millisecond, false},
-		{999 * time.Millisecond, 2 * time.Second, false},
-		{time.Second, 2 * time.Second, true},
-		{2 * time.Second, time.Second, false}, // a question that is not answered yet
-		{time.Hour, longQuiet - 1, false},
-		{time.Hour, longQuiet, true},
+		{host.Exchange{Sent: quiet, Received: quiet}, true},
+		{host.Exchange{Sent: quiet - 1, Received: time.Hour}, false},
+		{host.Exchange{Sent: time.Hour, Received: quiet - 1}, false}, // a question, perhaps
+		{host.Exchange{Sent: time.Hour, Received: time.Hour, Unacknowledged: true}, false},
 	} {
-		if got := isQuiet(host.Exchange{Sent: tc.sent, Received: tc.received}); got != tc.want {
-			t.Errorf("sent %v ago, received %v ago: %t", tc.sent, tc.received, got)
+		if got := isQuiet(tc.last); got != tc.want {
+			t.Errorf("%+v: %t", tc.last, got)
 		}
 	}
 }

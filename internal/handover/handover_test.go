@@ -98,7 +98,14 @@ func TestStay(t *testing.T) {
 	k.expect(t, "give up")
 	s.Leave()
 	s.Leave()
-	k.expect(t, "lo: RemoveAddress", "rules: delete arp")
+	k.failing = "rules: delete arp"
+	s.Tick(start, false)
+	k.failing = ""
+	s.Tick(start.Add(interval-1), false)
+	k.expect(t, "lo: RemoveAddress")
+	s.Tick(start.Add(interval), false) // again, since it failed
+	s.Tick(start.Add(2*interval), false)
+	k.expect(t, "rules: delete arp", "lo: RemoveAddress")
 	if s.Stays() {
 		t.Error("it stays for ever")
 	}
@@ -131,8 +138,8 @@ func TestGone(t *testing.T) {
 // TestCannotStay: the address leaves the link all the same.
 func TestCannotStay(t *testing.T) {
 	for failing, want := range map[string][]string{
-		"lo: AddAddress":              {"lo: RemoveAddress", "rules: delete arp", "give up"},
-		"rules: delete arp table arp": {"lo: AddAddress", "lo: RemoveAddress", "rules: delete arp", "give up"},
+		"lo: AddAddress":              {"give up"},
+		"rules: delete arp table arp": {"lo: AddAddress", "give up"},
 	} {
 		s, k := newSide()
 		_ = s.Take()
@@ -143,6 +150,8 @@ func TestCannotStay(t *testing.T) {
 			t.Errorf("%s fails: it stays: %t, %v", failing, s.Stays(), err)
 		}
 		k.expect(t, want...)
+		s.Tick(start, false)
+		k.expect(t, "rules: delete arp", "lo: RemoveAddress")
 	}
 }
 
@@ -156,64 +165,97 @@ func TestComesBack(t *testing.T) {
 	if err := s.Take(); err != nil || s.Stays() {
 		t.Errorf("it stays: %t, %v", s.Stays(), err)
 	}
-	k.expect(t, "take", "lo: RemoveAddress", "rules: delete arp")
+	k.expect(t, "take") // the router does not wait for more
+	s.Tick(start, false)
+	k.expect(t, "rules: delete arp", "lo: RemoveAddress")
 }
 
 // TestExpect: packets are passed on from before the address comes, for Window and a
 // little longer after that; or not, when it does not come.
 func TestExpect(t *testing.T) {
 	s, k := newSide()
-	if err := s.Expect(start, former, nil); err != nil || !s.For().IsValid() {
-		t.Fatalf("passing: %t, %v", s.For().IsValid(), err)
+	if err := s.Expect(start, former, nil); err != nil || s.For() != former {
+		t.Fatalf("passing on to %v, %v", s.For(), err)
 	}
 	k.expect(t, "neighbour", "rules: delete netdev table netdev")
-	if s.Tick(start.Add(wait-1), false) {
+	if err := s.Expect(start, netip.MustParseAddr("10.0.0.3"), nil); err == nil || s.For() != former {
+		t.Errorf("a second one's clients: %v", err)
+	}
+	if s.Tick(start.Add(wait-1), true) {
 		t.Error("over too soon")
 	}
-	if !s.Tick(start.Add(wait), false) || s.For().IsValid() || s.Tick(start.Add(wait), false) {
+	if k.since(); !s.Tick(start.Add(wait+interval), false) || s.For().IsValid() || s.Tick(start.Add(time.Hour), false) {
 		t.Error("it waits for ever, or ends twice")
 	}
-	k.expect(t, "rules: delete netdev")
+	k.expect(t, "neighbour", "rules: delete netdev")
 
-	if err := s.Expect(time.Now(), former, nil); err != nil {
-		t.Fatal(err)
+	arrive := func() {
+		t.Helper()
+		if err := errors.Join(s.Expect(start, former, nil), s.Take(), s.Take()); err != nil { // again each second
+			t.Fatal(err)
+		}
+		s.Came(start, former)
 	}
-	if err := errors.Join(s.Take(), s.Take()); err != nil { // again each second
-		t.Fatal(err)
-	}
-	begin := time.Now()
-	if s.Tick(begin.Add(Window), false) || !s.For().IsValid() {
+	arrive()
+	if s.Tick(start.Add(Window), false) || s.For() != former {
 		t.Error("over before the former holder has closed what is left")
 	}
-	if !s.Tick(begin.Add(Window+grace), false) || s.For().IsValid() {
+	k.failing = "rules: delete netdev"
+	if s.Tick(start.Add(Window+grace), false) || s.For() != former {
+		t.Error("over, and the rules are still there")
+	}
+	if k.failing = ""; !s.Tick(start.Add(Window+grace+interval), false) || s.For().IsValid() {
 		t.Error("never over")
 	}
-	k.since()
-	if err := s.Expect(begin, former, nil); err == nil || s.For().IsValid() {
+	if err := s.Expect(start, former, nil); err == nil || s.For().IsValid() {
 		t.Errorf("the holder expects itself: %v", err)
 	}
-	k.expect(t)
+	_ = s.GiveUp()
+	arrive()
+	k.failing = "neighbour"
+	if !s.Tick(start, false) || s.For().IsValid() {
+		t.Error("packets go on to a machine that is not there any more")
+	}
+}
+
+// TestTakenOver: an address that comes in another way than was expected, since its
+// holder has died, leads nobody to the dead.
+func TestTakenOver(t *testing.T) {
+	third := netip.MustParseAddr("10.0.0.3")
+	for name, by := range map[string]netip.Addr{"from nobody": {}, "from a third": third} {
+		s, _ := newSide()
+		if err := errors.Join(s.Expect(start, former, nil), s.Take()); err != nil {
+			t.Fatal(err)
+		}
+		s.Came(start.Add(time.Second), by)
+		if !s.Tick(start.Add(time.Second), false) || s.For().IsValid() {
+			t.Errorf("%s: packets are passed on", name)
+		}
+	}
+	s, _ := newSide() // given back to the first, which dies: its clients of old are still passed on to it
+	_ = errors.Join(s.Expect(start, former, nil), s.Take())
+	s.Came(start, former)
+	s.Offer()
+	_ = errors.Join(s.GiveUp(), s.Take())
+	s.Came(start.Add(time.Second), netip.Addr{})
+	if !s.Tick(start.Add(time.Second), false) {
+		t.Error("packets are passed on to the dead")
+	}
 }
 
 // TestNothingIsLeft: once the former holder has no clients, which is believed after a
 // moment, nothing is passed on.
 func TestNothingIsLeft(t *testing.T) {
 	s, _ := newSide()
-	if err := errors.Join(s.Expect(time.Now(), former, nil)); err != nil {
+	if err := errors.Join(s.Expect(start, former, nil), s.Take()); err != nil {
 		t.Fatal(err)
 	}
-	if s.Tick(time.Now().Add(settling), true) {
-		t.Error("it does not wait for the address")
-	}
-	if err := s.Take(); err != nil {
-		t.Fatal(err)
-	}
-	begin := time.Now()
-	if s.Tick(begin.Add(settling-time.Second), true) || s.Tick(begin.Add(settling+time.Second), false) {
+	s.Came(start, former)
+	if s.Tick(start.Add(settling-1), true) || s.Tick(start.Add(settling+interval), false) {
 		t.Error("over too soon")
 	}
 	_ = s.GiveUp() // its own connections may still come by way of the next one
-	if !s.Tick(begin.Add(settling+time.Second), true) {
+	if !s.Tick(start.Add(settling+2*interval), true) {
 		t.Error("it does not end")
 	}
 }
@@ -235,7 +277,14 @@ func TestCloseCleans(t *testing.T) {
 	if err := s.Close(); err != nil || s.For().IsValid() || s.Tick(start.Add(time.Hour), false) {
 		t.Errorf("passing: %t, %v", s.For().IsValid(), err)
 	}
-	k.expect(t, "rules: delete netdev delete arp", "lo: RemoveAddress")
+	k.expect(t, "rules: delete netdev", "rules: delete arp", "lo: RemoveAddress")
+	if err := s.Expect(start, former, nil); err == nil || k.since() != nil {
+		t.Errorf("after the end: %v", err)
+	}
+	s.Offer()
+	if err := errors.Join(s.Take(), s.GiveUp()); err != nil || s.Stays() {
+		t.Errorf("after the end it stays: %t, %v", s.Stays(), err)
+	}
 	var none Side // of a machine that has no router yet
 	if none.Stays() || none.For().IsValid() || none.Tick(start, false) {
 		t.Error("it does something")

@@ -244,6 +244,10 @@ func askVIP(ctx context.Context, address string) *cluster.VIPStatus {
 	return &s
 }
 
+// preparePatience is for the heir of the virtual IP; without an answer the address
+// moves all the same.
+const preparePatience = time.Second
+
 // moveVIP hands the virtual IP over to another server, if it is here. Connections with
 // it stay alive where that one is prepared for them. The error is a *cluster.Problem:
 // ExitUsage for what is no server, ExitRefused if the balancer does not, ExitNoQuorum
@@ -254,7 +258,9 @@ func (a *Agent) moveVIP(ctx context.Context, balancer endpoint.Control, to strin
 		return &cluster.Problem{What: fmt.Sprintf("%q is no server", to), Exit: cluster.ExitUsage}
 	}
 	order := lease.Order{Program: lease.VIP, To: to, From: a.machine.Node.Name}
-	prepared := a.agents.Call(ctx, heir.Address, lease.StandbyPath, order, nil)
+	preparing, cancel := context.WithTimeout(ctx, preparePatience)
+	defer cancel()
+	prepared := a.agents.Call(preparing, heir.Address, lease.StandbyPath, order, nil)
 	if prepared != nil {
 		a.options.Log.Warn("connections with the virtual IP end as it moves", "to", to, "reason", prepared)
 	}

@@ -26,12 +26,18 @@ func (o *Others) Remember(machine netip.Addr, clients []netip.AddrPort) {
 	o.lists[machine] = clients[:min(len(clients), MaxClients)]
 }
 
-// None tells whether that machine is known to have no clients.
+// None tells whether that machine is known to have no clients, and no other is known
+// to have any.
 func (o *Others) None(machine netip.Addr) bool {
 	o.mu.Lock()
 	defer o.mu.Unlock()
-	clients, known := o.lists[machine]
-	return known && len(clients) == 0
+	for _, clients := range o.lists {
+		if len(clients) > 0 {
+			return false
+		}
+	}
+	_, known := o.lists[machine]
+	return known
 }
 
 // Keep forgets what is known of all other machines.

@@ -124,4 +124,8 @@ func TestNone(t *testing.T) {
 	if !o.None(machine) || o.None(netip.MustParseAddr("10.0.0.3")) {
 		t.Error("none is some, or another machine's is this one's")
 	}
+	o.Remember(netip.MustParseAddr("10.0.0.3"), []netip.AddrPort{client(1)})
+	if o.None(machine) {
+		t.Error("the third machine has one, which may be reached by way of this one")
+	}
 }

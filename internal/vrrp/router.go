@@ -40,6 +40,7 @@ type Change struct {
 	From, To State
 	Reason   string
 	Peer     netip.Addr // the router that it is about, if there is one
+	Resigned bool       // Peer has given the addresses up, and this one takes them
 }
 
 // act is the kind of an action.
@@ -185,7 +186,7 @@ func (r *router) takeOver(at time.Time) []action {
 	change := Change{At: at, From: r.state, To: Active, Peer: r.leader}
 	switch {
 	case !r.leader.IsValid() && !r.hurry.IsZero():
-		change.Reason, change.Peer = "the active router resigned", r.resigned
+		change.Reason, change.Peer, change.Resigned = "the active router resigned", r.resigned, true
 	case !r.leader.IsValid():
 		change.Reason = "there is no active router"
 	case !r.hurry.IsZero():

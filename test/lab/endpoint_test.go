@@ -270,7 +270,7 @@ func TestMovesKeepConnections(t *testing.T) {
 	watch(holder) // while the first move's packets are still passed on
 	watch(heir)
 	for _, name := range []string{holder, heir} {
-		eventually(t, 10*time.Second, func() error { // for as long as there are connections
+		eventually(t, 30*time.Second, func() error { // until all know that there are no connections
 			out := l.on(t, name, "nft", "list", "tables") + l.on(t, name, "ip", "address", "show", "dev", "lo")
 			if strings.Contains(out, "kuorum-vip") || strings.Contains(out, virtualIP) {
 				return fmt.Errorf("%s still has\n%s", name, out)
@@ -281,10 +281,10 @@ func TestMovesKeepConnections(t *testing.T) {
 }
 
 // untilSaid runs a command that has no end until its output has the word, and, with
-// something to do then, ten times more.
+// something to do then, thirty times more.
 func untilSaid(t *testing.T, args []string, input, word string, then ...func()) error {
 	t.Helper()
-	ctx, cancel := context.WithTimeout(t.Context(), 20*time.Second)
+	ctx, cancel := context.WithTimeout(t.Context(), 30*time.Second)
 	defer cancel()
 	ready := tests.command(args...)
 	cmd := exec.CommandContext(ctx, ready.Path, ready.Args[1:]...)
@@ -308,7 +308,7 @@ func untilSaid(t *testing.T, args []string, input, word string, then ...func()) 
 	for times := 1; strings.Count(said.String(), word) < times || len(then) > 0; {
 		if len(then) > 0 && strings.Contains(said.String(), word) {
 			then[0]()
-			then, times = then[1:], strings.Count(said.String(), word)+10
+			then, times = then[1:], strings.Count(said.String(), word)+30
 			continue
 		}
 		n, err := out.Read(part)
