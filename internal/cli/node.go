@@ -71,7 +71,7 @@ func (a *app) remove(ctx context.Context, t target, r removal, more ...step.Step
 	if err := a.printSteps(steps); err != nil {
 		return err
 	}
-	sums, err := askRemoval(ctx, t, r, true)
+	sums, err := askRemoval(ctx, t, r)
 	if sums.Before.Voters > 0 {
 		a.talk("now:        %s\nafter this: %s\n", sums.Before, sums.After)
 	}
@@ -80,7 +80,7 @@ func (a *app) remove(ctx context.Context, t target, r removal, more ...step.Step
 
 func removeSteps(t target, r removal) []step.Step {
 	steps := []step.Step{{Name: "check the quorum", Do: func(ctx context.Context) error {
-		_, err := askRemoval(ctx, t, r, true)
+		_, err := askRemoval(ctx, t, r)
 		return err
 	}}}
 	if n, _ := t.spec.Node(r.name); n.Role == cluster.RoleEtcd {
@@ -90,8 +90,7 @@ func removeSteps(t target, r removal) []step.Step {
 	}
 	return append(steps, step.Step{
 		Name: fmt.Sprintf("take %s out of etcd, cluster.yaml and Kubernetes", r.name), Do: func(ctx context.Context) error {
-			_, err := askRemoval(ctx, t, r, false)
-			return err
+			return orderRemoval(ctx, t, r)
 		},
 	})
 }
@@ -100,7 +99,7 @@ func removeSteps(t target, r removal) []step.Step {
 // The agents that are asked start again meanwhile.
 func awaitKnown(ctx context.Context, t target, r removal) error {
 	return until(ctx, "not all API servers know the other etcd nodes yet", func() (string, error) {
-		sums, err := askRemoval(ctx, t, r, true)
+		sums, err := askRemoval(ctx, t, r)
 		if err != nil || sums.Behind == "" {
 			return "", err
 		}
@@ -108,14 +107,14 @@ func awaitKnown(ctx context.Context, t target, r removal) error {
 	})
 }
 
-// askRemoval asks any server but the one that is to go.
-func askRemoval(ctx context.Context, t target, r removal, dry bool) (membership.Removed, error) {
-	var sums membership.Removed
-	if servers := t.spec.Servers(); len(servers) == 1 && servers[0].Name == r.name {
-		return sums, &cluster.Problem{
-			What: r.name + " is the only server", Why: "a cluster needs one", Do: "kuorum join on another machine first", Exit: cluster.ExitRefused,
-		}
-	}
-	err := t.call(ctx, membership.RemovePath, membership.Removal{Name: r.name, Force: r.force, Dry: dry}, &sums, r.name)
+// askRemoval asks any server but the one that is to go what a removal would do.
+func askRemoval(ctx context.Context, t target, r removal) (sums membership.Removed, err error) {
+	asked := membership.Removal{Name: r.name, Force: r.force}
+	err = t.call(ctx, membership.RemovePath+asked.Query(), nil, &sums, r.name)
 	return sums, err
+}
+
+// orderRemoval has any server but the one that is to go remove it.
+func orderRemoval(ctx context.Context, t target, r removal) error {
+	return t.call(ctx, membership.RemovePath, membership.Removal{Name: r.name, Force: r.force}, nil, r.name)
 }

@@ -118,7 +118,7 @@ func (k *keeper) takePart(ctx context.Context) error {
 	k.mu.Unlock()
 	err = runner.Run(ctx)
 	if side.Stays() {
-		time.Sleep(partingTime) // the connections with it are being closed
+		<-time.After(partingTime) // the connections with it are being closed
 	}
 	return errors.Join(err, side.Close())
 }

@@ -249,7 +249,7 @@ func (s *Side) leave() {
 // blocks for a moment. It reports that packets are not passed on any more from now
 // on: clients of the former holder that have heard nothing are to be told. done says
 // that all former holders are known to have no clients any more.
-func (s *Side) Tick(now time.Time, done bool) (over bool) { //nolint:revive // a state, not a switch between two functions
+func (s *Side) Tick(now time.Time, done bool) (over bool) {
 	if !s.due(now) {
 		return false
 	}
@@ -292,7 +292,7 @@ func (s *Side) isStale() bool {
 
 func (s *Side) unstay() error { return errors.Join(s.tell(without("arp")), s.lo(host.RemoveAddress)) }
 
-func (s *Side) endPassing(now time.Time, done bool) bool { //nolint:revive // as Tick
+func (s *Side) endPassing(now time.Time, done bool) bool {
 	s.rules.Lock()
 	defer s.rules.Unlock()
 	from, end := s.passing(done)
@@ -313,7 +313,7 @@ func (s *Side) endPassing(now time.Time, done bool) bool { //nolint:revive // as
 }
 
 // passing is to whom packets are passed on, and until when.
-func (s *Side) passing(done bool) (from netip.Addr, end time.Time) { //nolint:revive // as Tick
+func (s *Side) passing(done bool) (from netip.Addr, end time.Time) {
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	switch {

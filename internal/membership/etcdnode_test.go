@@ -233,7 +233,7 @@ func TestReachEtcdApart(t *testing.T) {
 		{cluster.RoleWorker, both, node(cluster.RoleEtcd), ""},
 		{cluster.RoleWorker, quiet, client, "port 6444"},
 	} {
-		err := reachAll(t.Context(), test.role, Plan{Servers: []cluster.Node{test.server}, Etcd: []cluster.Node{test.etcd}})
+		err := reachAll(t.Context(), test.role, Plan{Servers: []cluster.Node{test.server}, Etcd: []cluster.Node{test.etcd}}, 0)
 		if test.want != "" {
 			wants(t, err, cluster.ExitRefused, test.want)
 		} else if err != nil {

@@ -220,7 +220,7 @@ func TestReachExternalEtcd(t *testing.T) {
 		{cluster.RoleServer, []string{closed}, "does not reach the endpoints of etcd of the cluster: https://127.0.0.1:1: "},
 		{cluster.RoleWorker, []string{closed}, ""},
 	} {
-		err := reachAll(t.Context(), test.role, Plan{Servers: []cluster.Node{server}, Endpoints: test.endpoints})
+		err := reachAll(t.Context(), test.role, Plan{Servers: []cluster.Node{server}, Endpoints: test.endpoints}, 0)
 		if test.want != "" {
 			wants(t, err, cluster.ExitRefused, test.want)
 		} else if err != nil {

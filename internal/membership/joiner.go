@@ -113,7 +113,7 @@ func (j *Joiner) checkWays(ctx context.Context) error {
 	if err := j.ask(ctx, b.nonce); err != nil {
 		return err
 	}
-	return reachAll(ctx, j.Node.Role, j.plan)
+	return reachAll(ctx, j.Node.Role, j.plan, restartPatience)
 }
 
 // ask puts the question to one server after the other. What one refuses, the

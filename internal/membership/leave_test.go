@@ -1,6 +1,7 @@
 package membership
 
 import (
+	"net/url"
 	"slices"
 	"testing"
 	"time"
@@ -44,6 +45,12 @@ func TestInterruptedRemoval(t *testing.T) {
 		must(t, w.service.sweepLeaves(within(t), time.Now()))
 		if keys, urls := w.left(t); len(urls) != 2 || !slices.Contains(keys, leavePrefix+"cp2") {
 			t.Fatalf("%s: swept at once: %q %q", name, keys, urls)
+		}
+		if got, err := w.service.Remove(within(t), RemovalOf(url.Values{"name": {"cp2"}})); err != nil || got != (Removed{}) {
+			t.Errorf("%s: asked what it would do: %+v, %v", name, got, err)
+		}
+		if keys, urls := w.left(t); len(urls) != 2 || !slices.Contains(keys, leavePrefix+"cp2") {
+			t.Fatalf("%s: a question finished it: %q %q", name, keys, urls)
 		}
 		must(t, finish(w))
 		if keys, urls := w.left(t); len(urls) != 1 || len(keys) != 0 || !slices.Equal(w.deleted, []string{"cp2"}) {

@@ -1,6 +1,8 @@
 package membership
 
 import (
+	"net/url"
+	"strconv"
 	"time"
 
 	"kuorum/internal/cluster"
@@ -15,7 +17,7 @@ const (
 	CancelPath   = "/v1/join/cancel"   // POST Request; with a token
 	ProgressPath = "/v1/join/progress" // POST Report, answers Progress; as a node
 	SpecPath     = "/v1/cluster"       // GET, answers a cluster.Spec; as a node
-	RemovePath   = "/v1/nodes/remove"  // POST Removal; as a server or an administrator
+	RemovePath   = "/v1/nodes/remove"  // POST Removal, answers Removed; GET with Removal.Query: what that would do; as a server or an administrator
 	TokensPath   = "/v1/tokens"        // GET, answers []Token; POST TokenOrder, answers NewToken; as a server or an administrator
 	LeftPath     = "/v1/left"          // POST LeftReport: the components of a removed server have stopped, but for etcd; as that server
 	RenewPath    = "/v1/renew"         // POST Renewal, answers an Admission without secrets; as that node
@@ -86,8 +88,20 @@ type Progress struct {
 type Removal struct {
 	Name  string `json:"name"`
 	Force bool   `json:"force"` // also if etcd loses its quorum
-	// Dry only checks, and says what would be.
-	Dry bool `json:"dry"`
+	// Dry only checks, and says what would be: GET asks for that. It is no change
+	// of the cluster, for which an agent would not take its turn: who removes an
+	// etcd node waits for just that.
+	Dry bool `json:"-"`
+}
+
+// Query is a Removal as it is asked about.
+func (r Removal) Query() string {
+	return "?" + url.Values{"name": {r.Name}, "force": {strconv.FormatBool(r.Force)}}.Encode()
+}
+
+// RemovalOf is what Query was made of.
+func RemovalOf(q url.Values) Removal {
+	return Removal{Name: q.Get("name"), Force: q.Get("force") == "true", Dry: true}
 }
 
 // LeftReport is said by a server that was removed, and had a member.

@@ -12,6 +12,7 @@ import (
 	"strconv"
 	"strings"
 	"sync"
+	"sync/atomic"
 	"syscall"
 	"time"
 
@@ -24,6 +25,11 @@ import (
 const (
 	dialPatience = 2 * time.Second
 	nonceLength  = 26
+	// restartPatience is for a component that is replaced at this moment: servers
+	// start theirs anew one after the other, see node's takeTurns. An API server
+	// needs 5 s to end and 4 to 10 s to begin.
+	restartPatience = 30 * time.Second
+	knockAgain      = 500 * time.Millisecond
 )
 
 // portsOf are those on which the others must reach a node of that cluster.
@@ -150,10 +156,16 @@ func dial(ctx context.Context, address string) (net.Conn, error) {
 	defer cancel()
 	conn, err := (&net.Dialer{}).DialContext(limited, "tcp", address)
 	if err != nil {
-		return nil, errors.New(explainDial(err))
+		return nil, undialed{err}
 	}
 	return conn, nil
 }
+
+// undialed is why nobody answers at a port, in words.
+type undialed struct{ cause error }
+
+func (e undialed) Error() string { return explainDial(e.cause) }
+func (e undialed) Unwrap() error { return e.cause }
 
 // explainDial says in words why nobody answers at a port, whatever is behind it.
 func explainDial(err error) string {
@@ -168,8 +180,9 @@ func explainDial(err error) string {
 }
 
 // reachAll is nil when a joining machine of that role reaches enough of the
-// servers, and of the etcd nodes that it has to do with.
-func reachAll(ctx context.Context, role cluster.Role, plan Plan) error {
+// servers, and of the etcd nodes that it has to do with. A port of one that is on and
+// refuses gets that patience.
+func reachAll(ctx context.Context, role cluster.Role, plan Plan, patience time.Duration) error {
 	ports := []int{agent.Port}
 	if role != cluster.RoleEtcd {
 		ports = append(ports, component.PortAPIServer)
@@ -177,7 +190,7 @@ func reachAll(ctx context.Context, role cluster.Role, plan Plan) error {
 	if role == cluster.RoleServer && len(plan.Etcd)+len(plan.Endpoints) == 0 {
 		ports = append(ports, component.PortEtcdPeer)
 	}
-	if err := reach(ctx, "servers", plan.Servers, ports); err != nil {
+	if err := reach(ctx, "servers", plan.Servers, ports, patience); err != nil {
 		return err
 	}
 	if role == cluster.RoleServer && len(plan.Endpoints) > 0 {
@@ -187,25 +200,27 @@ func reachAll(ctx context.Context, role cluster.Role, plan Plan) error {
 	case len(plan.Etcd) == 0 || role == cluster.RoleWorker:
 		return nil
 	case role == cluster.RoleEtcd:
-		return reach(ctx, "etcd nodes", plan.Etcd, []int{component.PortEtcdPeer})
+		return reach(ctx, "etcd nodes", plan.Etcd, []int{component.PortEtcdPeer}, patience)
 	}
-	return reach(ctx, "etcd nodes", plan.Etcd, []int{component.PortEtcdClient})
+	return reach(ctx, "etcd nodes", plan.Etcd, []int{component.PortEtcdClient}, patience)
 }
 
 // reach is nil when this machine reaches enough of some nodes. One that is off
 // as a whole is the cluster's to judge; one that answers at some ports only is
-// a firewall.
-func reach(ctx context.Context, what string, nodes []cluster.Node, ports []int) error {
+// a firewall, unless it does after a while.
+func reach(ctx context.Context, what string, nodes []cluster.Node, ports []int, patience time.Duration) error {
+	deadline := time.Now().Add(patience)
 	var wrong []string
 	reached := 0
 	for _, n := range nodes {
-		closed := each(ports, func(port int) error {
-			conn, err := dial(ctx, net.JoinHostPort(n.Address, strconv.Itoa(port)))
-			if err == nil {
-				err = conn.Close()
+		closed, refuses := knock(ctx, n, ports)
+		for len(closed) < len(ports) && refuses && time.Now().Before(deadline) {
+			select {
+			case <-ctx.Done():
+			case <-time.After(knockAgain):
 			}
-			return err
-		})
+			closed, refuses = knock(ctx, n, ports)
+		}
 		switch len(closed) {
 		case 0:
 			reached++
@@ -219,6 +234,23 @@ func reach(ctx context.Context, what string, nodes []cluster.Node, ports []int) 
 		return unreached(what, wrong)
 	}
 	return nil
+}
+
+// knock lists which ports of a node are closed; refuses tells that it says so itself
+// at one of them.
+func knock(ctx context.Context, n cluster.Node, ports []int) (closed []string, refuses bool) {
+	var refused atomic.Bool
+	closed = each(ports, func(port int) error {
+		conn, err := dial(ctx, net.JoinHostPort(n.Address, strconv.Itoa(port)))
+		if err == nil {
+			return conn.Close()
+		}
+		if errors.Is(err, syscall.ECONNREFUSED) {
+			refused.Store(true)
+		}
+		return err
+	})
+	return closed, refused.Load()
 }
 
 // reachEndpoints is nil when this machine reaches an endpoint of an etcd that

@@ -137,25 +137,36 @@ func TestReachServers(t *testing.T) {
 		t.Cleanup(b.quench)
 	}
 	off := servers[2]
-	if err := reachAll(t.Context(), cluster.RoleServer, Plan{Servers: servers}); err != nil {
+	if err := reachAll(t.Context(), cluster.RoleServer, Plan{Servers: servers}, 0); err != nil {
 		t.Errorf("two of three are enough: %v", err)
 	}
-	err := reachAll(t.Context(), cluster.RoleServer, Plan{Servers: []cluster.Node{servers[0], off}})
+	err := reachAll(t.Context(), cluster.RoleServer, Plan{Servers: []cluster.Node{servers[0], off}}, 0)
 	wants(t, err, cluster.ExitRefused, "cp3 at "+off.Address+": port 9443: ")
 
 	half, err := net.Listen("tcp", fmt.Sprintf("%s:%d", off.Address, agent.Port))
 	must(t, err)
 	defer func() { _ = half.Close() }()
-	err = reachAll(t.Context(), cluster.RoleServer, Plan{Servers: servers})
+	err = reachAll(t.Context(), cluster.RoleServer, Plan{Servers: servers}, 0)
 	wants(t, err, cluster.ExitRefused, "port 6444: the machine answers, but refuses")
 	wants(t, err, cluster.ExitRefused, "port 2380: ")
 	if strings.Contains(err.Error(), "agent") || strings.Contains(err.Error(), "9443") {
 		t.Errorf("its agent answers: %v", err)
 	}
+	// Its API server starts again while somebody joins.
+	waited := make(chan error, 1)
+	go func() { waited <- reachAll(t.Context(), cluster.RoleWorker, Plan{Servers: servers}, time.Minute) }()
+	select {
+	case err := <-waited:
+		t.Fatalf("an API server that starts again is not waited for: %v", err)
+	case <-time.After(2 * knockAgain):
+	}
 	api, err := net.Listen("tcp", fmt.Sprintf("%s:%d", off.Address, component.PortAPIServer))
 	must(t, err)
 	defer func() { _ = api.Close() }()
-	if err := reachAll(t.Context(), cluster.RoleWorker, Plan{Servers: servers}); err != nil {
+	if err := <-waited; err != nil {
+		t.Errorf("the API server has started: %v", err)
+	}
+	if err := reachAll(t.Context(), cluster.RoleWorker, Plan{Servers: servers}, 0); err != nil {
 		t.Errorf("a worker needs no etcd: %v", err)
 	}
 }

@@ -30,7 +30,7 @@ func (s *Service) Remove(ctx context.Context, r Removal) (Removed, error) {
 	}
 	node, ok := spec.Node(r.Name)
 	if !ok {
-		return Removed{}, s.removeAgain(ctx, spec, r.Name)
+		return Removed{}, s.removeAgain(ctx, spec, r)
 	}
 	if r.Name == s.Self {
 		return Removed{}, &cluster.Problem{
@@ -164,13 +164,16 @@ func (s *Service) leave(ctx context.Context, name string) (leave, error) {
 }
 
 // removeAgain goes on with a removal that was interrupted.
-func (s *Service) removeAgain(ctx context.Context, spec *cluster.Spec, name string) error {
-	l, err := s.leave(ctx, name)
+func (s *Service) removeAgain(ctx context.Context, spec *cluster.Spec, r Removal) error {
+	l, err := s.leave(ctx, r.Name)
 	if err != nil {
 		return err
 	}
 	if l.Node.Name == "" {
-		return unknownNode(spec, name)
+		return unknownNode(spec, r.Name)
+	}
+	if r.Dry {
+		return nil
 	}
 	return s.finishLeave(ctx, l)
 }
@@ -378,22 +381,4 @@ func (s *Service) removeSettled(ctx context.Context, id string) error {
 		case <-tick.C:
 		}
 	}
-}
-
-// removeDead makes room for a join under the name of a node that is dead, and
-// returns that node. Without a name there is none any more: it was of an earlier
-// attempt.
-func (s *Service) removeDead(ctx context.Context, name string) (cluster.Node, error) {
-	spec, err := s.Register.Spec(ctx)
-	if err != nil {
-		return cluster.Node{}, err
-	}
-	node, _ := spec.Node(name)
-	if !spec.HasMember(node) {
-		return node, nil
-	}
-	if _, err := s.guard(ctx, spec, node, false); err != nil {
-		return node, err
-	}
-	return node, s.removeMember(ctx, node)
 }

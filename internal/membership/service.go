@@ -349,3 +349,21 @@ func (s *Service) Cancel(ctx context.Context, r Request) error {
 	}
 	return s.takeBackIf(ctx, r.Name, func(j join) bool { return j.Token == token.ID })
 }
+
+// removeDead makes room for a join under the name of a node that is dead, and
+// returns that node. Without a name there is none any more: it was of an earlier
+// attempt.
+func (s *Service) removeDead(ctx context.Context, name string) (cluster.Node, error) {
+	spec, err := s.Register.Spec(ctx)
+	if err != nil {
+		return cluster.Node{}, err
+	}
+	node, _ := spec.Node(name)
+	if !spec.HasMember(node) {
+		return node, nil
+	}
+	if _, err := s.guard(ctx, spec, node, false); err != nil {
+		return node, err
+	}
+	return node, s.removeMember(ctx, node)
+}

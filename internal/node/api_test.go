@@ -5,6 +5,7 @@ import (
 	"io"
 	"net/http"
 	"net/http/httptest"
+	"slices"
 	"strings"
 	"sync/atomic"
 	"testing"
@@ -12,6 +13,7 @@ import (
 
 	"kuorum/internal/agent"
 	"kuorum/internal/cluster"
+	"kuorum/internal/membership"
 	"kuorum/internal/pki"
 )
 
@@ -113,5 +115,20 @@ func TestStrangersSeeNoRoute(t *testing.T) {
 		if answer.Code != http.StatusUnauthorized {
 			t.Errorf("%s answers a stranger with %d", path, answer.Code)
 		}
+	}
+}
+
+// TestQuestionsAreNoChange: who asks again and again what a removal would do waits for
+// the turn of the very node that is asked.
+func TestQuestionsAreNoChange(t *testing.T) {
+	t.Parallel()
+	a := &Agent{}
+	var during []int32
+	h := a.counted(http.HandlerFunc(func(http.ResponseWriter, *http.Request) { during = append(during, a.serves()) }))
+	for _, method := range []string{http.MethodGet, http.MethodPost} {
+		h.ServeHTTP(httptest.NewRecorder(), httptest.NewRequestWithContext(t.Context(), method, membership.RemovePath, nil))
+	}
+	if want := []int32{0, 1}; !slices.Equal(during, want) || a.serves() != 0 {
+		t.Errorf("serves %v changes, and %d afterwards, want %v", during, a.serves(), want)
 	}
 }

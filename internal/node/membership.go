@@ -57,11 +57,15 @@ func (s *server) memberAPI(mux *http.ServeMux) {
 		}
 		return s.members.Progress(r.Context(), in)
 	}))
-	mux.HandleFunc("POST "+membership.RemovePath, serve(func(r *http.Request, in membership.Removal) (membership.Removed, error) {
+	remove := func(r *http.Request, in membership.Removal) (membership.Removed, error) {
 		if err := s.speaksFor(r, in.Name); err != nil {
 			return membership.Removed{}, err
 		}
 		return s.members.Remove(r.Context(), in)
+	}
+	mux.HandleFunc("POST "+membership.RemovePath, serve(remove))
+	mux.HandleFunc("GET "+membership.RemovePath, serve(func(r *http.Request, _ nothing) (membership.Removed, error) {
+		return remove(r, membership.RemovalOf(r.URL.Query()))
 	}))
 	mux.HandleFunc("POST "+membership.LeftPath, serve(func(r *http.Request, in membership.LeftReport) (nothing, error) {
 		if caller, _, _ := pki.Peer(r.TLS); in.Name == "" || pki.AgentNode(caller) != in.Name {
