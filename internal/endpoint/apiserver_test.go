@@ -22,6 +22,7 @@ type apiServer struct {
 	clients *x509.CertPool
 
 	code     atomic.Int64 // what /readyz answers
+	body     atomic.Pointer[string]
 	checks   atomic.Int64
 	accepted atomic.Int64
 	slow     atomic.Int64  // requests of /slow begun
@@ -94,7 +95,11 @@ func (s *apiServer) readyz(w http.ResponseWriter, r *http.Request) {
 		return
 	}
 	if code := int(s.code.Load()); code != http.StatusOK {
-		http.Error(w, "[+]ping ok\n[-]etcd failed: reason withheld\n[-]shutdown failed: reason withheld\nreadyz check failed", code)
+		body := "[+]ping ok\n[-]etcd failed: reason withheld\n[-]shutdown failed: reason withheld\nreadyz check failed"
+		if other := s.body.Load(); other != nil {
+			body = *other
+		}
+		http.Error(w, body, code)
 		return
 	}
 	_, _ = io.WriteString(w, "ok")

@@ -9,6 +9,7 @@ import (
 	"io"
 	"net"
 	"net/http"
+	"slices"
 	"strings"
 	"sync"
 	"syscall"
@@ -71,7 +72,7 @@ func (p *probe) check(ctx context.Context) result {
 	if v != ready {
 		p.ready = time.Time{}
 	}
-	return result{verdict: v, err: err, latency: time.Since(start)}
+	return result{verdict: v, err: err, latency: time.Since(start), works: p.ready}
 }
 
 func (p *probe) judge(ctx context.Context) (verdict, error) {
@@ -211,7 +212,12 @@ func (p *probe) exchange(ctx context.Context) (verdict, error) {
 		p.ready = time.Now()
 		return ready, nil
 	}
-	return unready, fmt.Errorf("/readyz says %s%s", resp.Status, failures(body))
+	failed := failures(body)
+	err = fmt.Errorf("/readyz says %s%s", resp.Status, inBrackets(failed))
+	if len(failed) > 0 && !slices.Contains(failed, "shutdown") {
+		return ill, err
+	}
+	return unready, err
 }
 
 func (p *probe) open(ctx context.Context) (verdict, error) {
@@ -262,8 +268,7 @@ func classify(err error) verdict {
 
 // failures names the parts that readyz reports as failed, in lines such as
 // "[-]etcd failed: reason withheld".
-func failures(body []byte) string {
-	var names []string
+func failures(body []byte) (names []string) {
 	for line := range bytes.Lines(body) {
 		rest, ok := bytes.CutPrefix(line, []byte("[-]"))
 		if !ok {
@@ -272,10 +277,14 @@ func failures(body []byte) string {
 		name, _, _ := strings.Cut(string(rest), " ")
 		names = append(names, strings.TrimSpace(name))
 	}
-	if len(names) == 0 {
+	return names
+}
+
+func inBrackets(failed []string) string {
+	if len(failed) == 0 {
 		return ""
 	}
-	return " (failed: " + strings.Join(names, ", ") + ")"
+	return " (failed: " + strings.Join(failed, ", ") + ")"
 }
 
 const (

@@ -88,6 +88,32 @@ func TestProbeKeepsItsConnection(t *testing.T) {
 	}
 }
 
+// TestProbeTellsStoppingFromIll: one that stops finishes what it has begun, one that has
+// lost its etcd never does.
+func TestProbeTellsStoppingFromIll(t *testing.T) {
+	a := newAuthority(t)
+	s := newAPIServer(t, a, "s1")
+	p := lone(testConfig(a, s).withDefaults(), s)
+	defer p.close()
+	for body, want := range map[string]verdict{
+		"[+]ping ok\n[-]etcd failed: reason withheld\n":                                               ill,
+		"[+]ping ok\n[-]shutdown failed: reason withheld\n":                                           unready,
+		"[-]etcd failed: reason withheld\n[-]shutdown failed: reason withheld\nreadyz check failed\n": unready,
+		"who are you?": unready,
+		"":             unready,
+	} {
+		s.body.Store(&body)
+		s.code.Store(http.StatusInternalServerError)
+		if r := p.check(t.Context()); r.verdict != want || !r.works.IsZero() {
+			t.Errorf("%q is judged %+v, want %d", body, r, want)
+		}
+	}
+	s.code.Store(http.StatusOK)
+	if r := p.check(t.Context()); r.verdict != ready || r.works.IsZero() {
+		t.Errorf("judged %+v", r)
+	}
+}
+
 // A server may end an idle connection just when the next question comes.
 func TestProbeSurvivesTheEndOfItsConnection(t *testing.T) {
 	a := newAuthority(t)
@@ -248,7 +274,7 @@ func TestFailures(t *testing.T) {
 		"x [-]etcd\n": "",
 	}
 	for body, want := range tests {
-		if got := failures([]byte(body)); got != want {
+		if got := inBrackets(failures([]byte(body))); got != want {
 			t.Errorf("failures(%q) is %q, want %q", body, got, want)
 		}
 	}

@@ -1,8 +1,10 @@
 package endpoint
 
 import (
+	"bytes"
 	"context"
 	"crypto/sha256"
+	"encoding/binary"
 	"errors"
 	"io"
 	"log/slog"
@@ -157,6 +159,37 @@ func TestForwardBothWaysIntact(t *testing.T) {
 	sent, received := exchange(dialTCP(t, address), 2)
 	if other := <-server; sent != other.received || received != other.sent {
 		t.Error("what arrived is not what was sent")
+	}
+}
+
+// TestForwardMessages: questions and answers of every length around that from which on
+// the kernel moves the bytes, in turn and one at a time.
+func TestForwardMessages(t *testing.T) {
+	conn := dialTCP(t, forwardTo(t, serveTCP(t, func(conn *net.TCPConn) {
+		var size uint32
+		for binary.Read(conn, binary.BigEndian, &size) == nil {
+			question := make([]byte, size)
+			if _, err := io.ReadFull(conn, question); err != nil {
+				return
+			}
+			_, _ = conn.Write(question)
+		}
+	})))
+	sizes := []int{1, messageSize - 5, messageSize - 4, messageSize - 3, messageSize, 3 * messageSize, 2, streamSize, streamSize + messageSize, 7, 0, 100}
+	for round := range 3 {
+		for _, size := range sizes {
+			question := binary.BigEndian.AppendUint32(nil, uint32(size))
+			for i := range size {
+				question = append(question, byte(i%251+round))
+			}
+			if _, err := conn.Write(question); err != nil {
+				t.Fatal(err)
+			}
+			answer := make([]byte, size)
+			if _, err := io.ReadFull(conn, answer); err != nil || !bytes.Equal(answer, question[4:]) {
+				t.Fatalf("a message of %d bytes comes back wrong, %v", size, err)
+			}
+		}
 	}
 }
 

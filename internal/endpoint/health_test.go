@@ -23,6 +23,7 @@ func TestHealthNext(t *testing.T) {
 		"refusal counts at once":         {Healthy, []verdict{refused}, 5, 1, Refused},
 		"not ready counts at once":       {Healthy, []verdict{unready}, 5, 1, Draining},
 		"not ready interrupts silence":   {Healthy, []verdict{silent, unready, silent}, 2, 1, Draining},
+		"ill counts at once":             {Healthy, []verdict{ill}, 5, 1, Draining},
 		"draining falls silent":          {Draining, []verdict{silent, silent}, 2, 1, Down},
 		"draining stops":                 {Draining, []verdict{refused}, 2, 1, Refused},
 		"back at once":                   {Down, []verdict{ready}, 2, 1, Healthy},

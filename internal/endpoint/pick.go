@@ -19,8 +19,9 @@ const (
 	Unknown State = "unknown"
 	// Healthy backends answer 200.
 	Healthy State = "healthy"
-	// Draining backends answer, but anything else than 200: they are stopping
-	// or starting, or their etcd is away. Connections stay for a while.
+	// Draining backends answer, but anything else than 200. They are stopping or
+	// starting: connections stay for a while. Or they cannot do their work, since
+	// their etcd is away: connections stay for illFor.
 	Draining State = "draining"
 	// Refused means that nothing listens, but the machine is alive. Either the
 	// process died, then its kernel has ended its connections; or it is
@@ -228,9 +229,11 @@ const (
 	silent verdict = iota
 	// ready: answered 200.
 	ready
-	// unready: something lives there, but it said anything else, or the check
-	// itself cannot judge (wrong certificate). Never a reason to cut at once.
+	// unready: something lives there, but it is about to stop, or the check itself
+	// cannot judge (wrong certificate). Never a reason to cut soon.
 	unready
+	// ill: it says itself that it does not work.
+	ill
 	// refused: nothing listens.
 	refused
 	// lost: it was well, and does not even answer a ping any more, for longer
@@ -245,14 +248,15 @@ type health struct {
 	since time.Time // of state
 	fails int       // silent verdicts in a row
 	good  int       // ready verdicts in a row
+	ill   time.Time // since when it says that it does not work; zero: it does not say so
 }
 
 // next applies one verdict. Not ready, refused and lost count at once; silence
 // must repeat fall times, because one slow answer is no reason to cut
 // everything.
 func (h health) next(v verdict, fall, rise int, now time.Time) health {
-	fails, good := h.fails, h.good
-	h.fails, h.good = 0, 0
+	fails, good, since := h.fails, h.good, h.ill
+	h.fails, h.good, h.ill = 0, 0, time.Time{}
 	switch v {
 	case ready:
 		h.good = min(good+1, rise)
@@ -262,12 +266,17 @@ func (h health) next(v verdict, fall, rise int, now time.Time) health {
 		return h.to(Healthy, now)
 	case unready:
 		return h.to(Draining, now)
+	case ill:
+		if h.ill = since; since.IsZero() {
+			h.ill = now
+		}
+		return h.to(Draining, now)
 	case refused:
 		return h.to(Refused, now)
 	case lost:
 		return h.to(Down, now)
 	default:
-		h.fails = min(fails+1, fall)
+		h.fails, h.ill = min(fails+1, fall), since
 		if h.fails < fall {
 			return h
 		}
@@ -280,6 +289,17 @@ func (h health) to(state State, now time.Time) health {
 		h.state, h.since = state, now
 	}
 	return h
+}
+
+// illFor is how long a backend may say that it does not work before its clients are
+// sent to one that does: etcd may be electing a leader, and all of them say so.
+const illFor = 2 * time.Second
+
+// incurable reports whether the backend's connections should be closed because it says
+// that it does not work, and has for illFor, while another has said since that it
+// does, last at works (zero: none). Who asks it waits in vain, for half a minute.
+func (h health) incurable(now, works time.Time) bool {
+	return h.state == Draining && !h.ill.IsZero() && now.Sub(h.ill) >= illFor && works.After(h.ill)
 }
 
 // overdue reports whether the backend's connections should be closed because

@@ -63,6 +63,8 @@ type member struct {
 	links   map[*link]struct{}
 	// alive is when the last check began that found it ready.
 	alive time.Time
+	// works is when it said so itself for the last time.
+	works time.Time
 	// fallen is closed, and made anew, when the backend goes down or is removed:
 	// who is connecting to it then must look further.
 	fallen  chan struct{}
@@ -88,6 +90,7 @@ type result struct {
 	verdict verdict
 	err     error // why it is not ready
 	latency time.Duration
+	works   time.Time // when it said last that it is ready; zero unless it is
 }
 
 // newPool starts to take turns at number turn, which should differ between the
@@ -176,7 +179,7 @@ func (p *pool) apply(m *member, r result, now time.Time) []event {
 	m.health = m.next(r.verdict, p.cfg.Fall, p.cfg.Rise, now)
 	m.suspect, m.latency, m.problem = false, r.latency, ""
 	if r.verdict == ready {
-		m.alive = now.Add(-r.latency)
+		m.alive, m.works = now.Add(-r.latency), r.works
 	}
 	if r.err != nil {
 		m.problem = r.err.Error()
@@ -188,7 +191,7 @@ func (p *pool) apply(m *member, r result, now time.Time) []event {
 		events = append(events, m.turned(before))
 	}
 	for _, other := range p.members {
-		if len(other.links) > 0 && other.overdue(now, p.better(other), time.Duration(p.cfg.DrainTimeout)) {
+		if len(other.links) > 0 && (other.overdue(now, p.better(other), time.Duration(p.cfg.DrainTimeout)) || other.incurable(now, p.worked(other))) {
 			events = append(events, event{other.Backend, other.state, other.state, other.problem, other.drop()})
 		}
 	}
@@ -260,6 +263,17 @@ func (p *pool) better(m *member) time.Time {
 		}
 	}
 	return since
+}
+
+// worked is when a healthy backend other than m last said that it works; zero if none is.
+func (p *pool) worked(m *member) time.Time {
+	var last time.Time
+	for _, other := range p.members {
+		if other != m && other.state == Healthy && other.works.After(last) {
+			last = other.works
+		}
+	}
+	return last
 }
 
 // busyFor is how long an API server that has just become healthy may be slow: all

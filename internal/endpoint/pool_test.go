@@ -45,9 +45,12 @@ func TestConnectTriesEachBackendWithinBudget(t *testing.T) {
 	for _, n := range []int{1, 2, 3, 7} {
 		t.Run(fmt.Sprint(n), func(t *testing.T) {
 			synctest.Test(t, func(t *testing.T) {
+				var mu sync.Mutex
 				var tried []string
 				p := fakePool(n, func(ctx context.Context, address string) (net.Conn, error) {
+					mu.Lock()
 					tried = append(tried, address)
+					mu.Unlock()
 					<-ctx.Done() // A machine without power.
 					return nil, ctx.Err()
 				})
@@ -59,6 +62,8 @@ func TestConnectTriesEachBackendWithinBudget(t *testing.T) {
 				if took := time.Since(start); took > dialBudget {
 					t.Errorf("gave up after %v", took)
 				}
+				mu.Lock()
+				defer mu.Unlock()
 				slices.Sort(tried)
 				if len(tried) != n || len(slices.Compact(tried)) != n {
 					t.Errorf("tried %v, want each of %d once", tried, n)
@@ -226,6 +231,14 @@ func TestSuspectIsCheckedOnceAndPassedOver(t *testing.T) {
 	}
 }
 
+// judged is the result of a whole question.
+func judged(v verdict) result {
+	if v == ready {
+		return result{verdict: v, works: time.Now()}
+	}
+	return result{verdict: v}
+}
+
 // The life of connections to s1, second by second, with a check of both
 // backends each second.
 func TestWhenConnectionsAreCut(t *testing.T) {
@@ -235,17 +248,23 @@ func TestWhenConnectionsAreCut(t *testing.T) {
 		first, second []verdict
 		want          time.Duration // after the start; 0: never
 	}{
-		"healthy":                       {forever(ready), forever(ready), 0},
-		"silent":                        {[]verdict{ready, ready, silent}, forever(ready), 3 * s},
-		"silent, nobody else":           {[]verdict{ready, ready, silent}, forever(refused), 3 * s},
-		"one slow answer":               {[]verdict{ready, silent, ready}, forever(ready), 0},
-		"drains for 30 s":               {[]verdict{ready, unready}, forever(ready), 31 * s},
-		"drains, ready again":           {[]verdict{ready, unready, unready, ready}, forever(ready), 0},
-		"drains, then silent":           {[]verdict{ready, unready, unready, silent}, forever(ready), 4 * s},
-		"refused drains as well":        {[]verdict{ready, refused}, forever(ready), 31 * s},
-		"nobody is better":              {[]verdict{ready, unready}, forever(unready), 0},
-		"somebody recovers after 3 s":   {[]verdict{ready, unready}, []verdict{unready, unready, unready, ready}, 33 * s},
-		"both recover, one a bit later": {[]verdict{unready, unready, unready, unready, ready}, []verdict{unready, unready, ready}, 0},
+		"healthy":                        {forever(ready), forever(ready), 0},
+		"silent":                         {[]verdict{ready, ready, silent}, forever(ready), 3 * s},
+		"silent, nobody else":            {[]verdict{ready, ready, silent}, forever(refused), 3 * s},
+		"one slow answer":                {[]verdict{ready, silent, ready}, forever(ready), 0},
+		"drains for 30 s":                {[]verdict{ready, unready}, forever(ready), 31 * s},
+		"drains, ready again":            {[]verdict{ready, unready, unready, ready}, forever(ready), 0},
+		"drains, then silent":            {[]verdict{ready, unready, unready, silent}, forever(ready), 4 * s},
+		"ill for 2 s":                    {[]verdict{ready, ill}, forever(ready), 3 * s},
+		"ill, and says nothing at times": {[]verdict{ready, ill, silent, ill}, forever(ready), 3 * s},
+		"ill, well again":                {[]verdict{ready, ill, ready, ill, ready}, forever(ready), 0},
+		"all are ill":                    {[]verdict{ready, ill}, forever(ill), 0},
+		"all were ill, one still is":     {[]verdict{ready, ill}, []verdict{ill, ill, ill, ill, ill, ready}, 5 * s},
+		"ill, and stops":                 {[]verdict{ready, ill, unready}, forever(ready), 31 * s},
+		"refused drains as well":         {[]verdict{ready, refused}, forever(ready), 31 * s},
+		"nobody is better":               {[]verdict{ready, unready}, forever(unready), 0},
+		"somebody recovers after 3 s":    {[]verdict{ready, unready}, []verdict{unready, unready, unready, ready}, 33 * s},
+		"both recover, one a bit later":  {[]verdict{unready, unready, unready, unready, ready}, []verdict{unready, unready, ready}, 0},
 	}
 	for name, tt := range tests {
 		t.Run(name, func(t *testing.T) {
@@ -260,8 +279,8 @@ func TestWhenConnectionsAreCut(t *testing.T) {
 				tick := time.NewTicker(s)
 				defer tick.Stop()
 				for i := range 120 {
-					p.record(t.Context(), p.members[1], result{verdict: tt.second[min(i, len(tt.second)-1)]})
-					p.record(t.Context(), p.members[0], result{verdict: tt.first[min(i, len(tt.first)-1)]})
+					p.record(t.Context(), p.members[1], judged(tt.second[min(i, len(tt.second)-1)]))
+					p.record(t.Context(), p.members[0], judged(tt.first[min(i, len(tt.first)-1)]))
 					if p.connections()[0] == 0 {
 						cut = time.Since(start)
 						break
