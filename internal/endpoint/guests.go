@@ -179,12 +179,32 @@ func (k *keeper) seeOut(ctx context.Context) {
 	side, end := k.moves(), time.Now().Add(handover.Window)
 	left := k.clients.Each(func(io.Closer) {})
 	k.log.InfoContext(ctx, "the virtual IP has moved, its connections stay until they end", "connections", left)
-	for left > 0 && time.Now().Before(end) && side.Stays() && wait(ctx, 100*time.Millisecond) {
-		left = k.clients.Each(closeQuiet)
+	for side.Stays() && time.Now().Before(end) {
+		if !wait(ctx, 100*time.Millisecond) {
+			return
+		}
+		if k.clients.Each(closeQuiet) > 0 {
+			continue
+		}
+		// This machine's own processes still find the address here, and connect anew.
+		if !wait(ctx, partingTime) {
+			return
+		}
+		if k.clients.Each(func(io.Closer) {}) == 0 {
+			break
+		}
 	}
-	if wait(ctx, partingTime) && side.Stays() {
+	if side.Stays() {
 		k.clients.Close()
 		side.Leave()
+		k.tick() // now: who connects from here must find the new holder
+	}
+}
+
+// tick ends what time ends of moves.
+func (k *keeper) tick() {
+	if side := k.moves(); side.Tick(time.Now(), k.others.None(side.For())) {
+		k.turn()
 	}
 }
 

@@ -219,9 +219,7 @@ func (k *keeper) follow(ctx context.Context, lit func() bool) {
 		case now.Sub(seen) >= darkness:
 			k.setImpaired(true)
 		}
-		if side := k.moves(); side.Tick(time.Now(), k.others.None(side.For())) {
-			k.turn()
-		}
+		k.tick()
 	})
 }
 

@@ -290,7 +290,9 @@ func (s *Side) isStale() bool {
 	return s.stale
 }
 
-func (s *Side) unstay() error { return errors.Join(s.tell(without("arp")), s.lo(host.RemoveAddress)) }
+// unstay removes the address first: who connects from this machine meanwhile would
+// have a connection with an address that goes.
+func (s *Side) unstay() error { return errors.Join(s.lo(host.RemoveAddress), s.tell(without("arp"))) }
 
 func (s *Side) endPassing(now time.Time, done bool) bool {
 	s.rules.Lock()

@@ -105,7 +105,7 @@ func TestStay(t *testing.T) {
 	k.expect(t, "lo: RemoveAddress")
 	s.Tick(start.Add(interval), false) // again, since it failed
 	s.Tick(start.Add(2*interval), false)
-	k.expect(t, "rules: delete arp", "lo: RemoveAddress")
+	k.expect(t, "lo: RemoveAddress", "rules: delete arp")
 	if s.Stays() {
 		t.Error("it stays for ever")
 	}
@@ -151,7 +151,7 @@ func TestCannotStay(t *testing.T) {
 		}
 		k.expect(t, want...)
 		s.Tick(start, false)
-		k.expect(t, "rules: delete arp", "lo: RemoveAddress")
+		k.expect(t, "lo: RemoveAddress", "rules: delete arp")
 	}
 }
 
@@ -167,7 +167,7 @@ func TestComesBack(t *testing.T) {
 	}
 	k.expect(t, "take") // the router does not wait for more
 	s.Tick(start, false)
-	k.expect(t, "rules: delete arp", "lo: RemoveAddress")
+	k.expect(t, "lo: RemoveAddress", "rules: delete arp")
 }
 
 // TestExpect: packets are passed on from before the address comes, for Window and a
@@ -277,7 +277,7 @@ func TestCloseCleans(t *testing.T) {
 	if err := s.Close(); err != nil || s.For().IsValid() || s.Tick(start.Add(time.Hour), false) {
 		t.Errorf("passing: %t, %v", s.For().IsValid(), err)
 	}
-	k.expect(t, "rules: delete netdev", "rules: delete arp", "lo: RemoveAddress")
+	k.expect(t, "rules: delete netdev", "lo: RemoveAddress", "rules: delete arp")
 	if err := s.Expect(start, former, nil); err == nil || k.since() != nil {
 		t.Errorf("after the end: %v", err)
 	}
