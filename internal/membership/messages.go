@@ -91,7 +91,7 @@ type Removal struct {
 	// Dry only checks, and says what would be: GET asks for that. It is no change
 	// of the cluster, for which an agent would not take its turn: who removes an
 	// etcd node waits for just that.
-	Dry bool `json:"-"`
+	Dry bool `json:"dry,omitempty"`
 }
 
 // Query is a Removal as it is asked about.

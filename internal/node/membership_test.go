@@ -244,6 +244,7 @@ func TestWhoMayCallWhat(t *testing.T) {
 		{"GET", membership.RemovePath + membership.Removal{Name: "w1"}.Query(), nil, []int{who, yes, yes, yes, no}},
 		{"GET", membership.RemovePath + membership.Removal{Name: "w2", Force: true}.Query(), nil, []int{who, yes, yes, no, no}},
 		{"GET", membership.RemovePath, nil, []int{who, 400, 400, no, no}},
+		{"POST", membership.RemovePath, membership.Removal{Name: "w1", Dry: true}, []int{who, yes, yes, yes, no}}, // as an older kuorum asks
 		{"POST", membership.RemovePath, membership.Removal{}, []int{who, 400, 400, no, no}},
 		{"POST", membership.JoinPath, membership.Request{Token: "x", Name: "w9", Role: "server"}, []int{400, 400, 400, 400, 400}},
 		{"POST", membership.CheckPath, membership.Request{Token: "x", Name: "w9", Role: "server"}, []int{400, 400, 400, 400, 400}},
