@@ -214,7 +214,7 @@ func reach(ctx context.Context, what string, nodes []cluster.Node, ports []int, 
 	reached := 0
 	for _, n := range nodes {
 		closed, refuses := knock(ctx, n, ports)
-		for len(closed) < len(ports) && refuses && time.Now().Before(deadline) {
+		for (len(closed) < len(ports) || len(ports) == 1) && refuses && time.Now().Before(deadline) {
 			select {
 			case <-ctx.Done():
 			case <-time.After(knockAgain):
