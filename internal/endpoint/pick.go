@@ -21,7 +21,7 @@ const (
 	Healthy State = "healthy"
 	// Draining backends answer, but anything else than 200. They are stopping or
 	// starting: connections stay for a while. Or they cannot do their work, since
-	// their etcd is away: connections stay for illFor.
+	// their etcd is away: connections stay for illFor, or little longer.
 	Draining State = "draining"
 	// Refused means that nothing listens, but the machine is alive. Either the
 	// process died, then its kernel has ended its connections; or it is
@@ -291,15 +291,17 @@ func (h health) to(state State, now time.Time) health {
 	return h
 }
 
-// illFor is how long a backend may say that it does not work before its clients are
-// sent to one that does: etcd may be electing a leader, and all of them say so.
+// illFor is how long a backend may at least say that it does not work before its clients
+// are sent to one that does: etcd may be electing a leader, and all of them say so.
 const illFor = 2 * time.Second
 
 // incurable reports whether the backend's connections should be closed because it says
-// that it does not work, and has for illFor, while another has said since that it
-// does, last at works (zero: none). Who asks it waits in vain, for half a minute.
-func (h health) incurable(now, works time.Time) bool {
-	return h.state == Draining && !h.ill.IsZero() && now.Sub(h.ill) >= illFor && works.After(h.ill)
+// that it does not work while another works: it has since better, and has said so
+// again illFor after this one fell ill, at works (zero: none does). The first of
+// several to recover does not get everything. Who asks an ill one waits in vain, for
+// half a minute.
+func (h health) incurable(now, better, works time.Time) bool {
+	return h.state == Draining && !h.ill.IsZero() && !better.IsZero() && now.Sub(better) >= illFor && works.Sub(h.ill) >= illFor
 }
 
 // overdue reports whether the backend's connections should be closed because

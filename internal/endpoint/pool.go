@@ -191,7 +191,7 @@ func (p *pool) apply(m *member, r result, now time.Time) []event {
 		events = append(events, m.turned(before))
 	}
 	for _, other := range p.members {
-		if len(other.links) > 0 && (other.overdue(now, p.better(other), time.Duration(p.cfg.DrainTimeout)) || other.incurable(now, p.worked(other))) {
+		if len(other.links) > 0 && (other.overdue(now, p.better(other), time.Duration(p.cfg.DrainTimeout)) || other.incurable(now, p.better(other), p.worked(other))) {
 			events = append(events, event{other.Backend, other.state, other.state, other.problem, other.drop()})
 		}
 	}
