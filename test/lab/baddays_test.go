@@ -105,14 +105,14 @@ func (l *lab) flippedWhileItRuns(t *testing.T) {
 	l.kubectl(t, "create", "configmap", "marker", "--from-literal=text="+marker)
 	defer l.kubectl(t, "delete", "configmap", "marker")
 	db := filepath.Join(tests.dir, "labs", l.name, "machines/cp3/var/lib/kuorum/etcd/member/snap/db")
-	eventually(t, 10*time.Second, func() error { // etcd writes its database every 100 ms
-		data, err := os.ReadFile(db)
-		if err == nil && !bytes.Contains(data, []byte(marker)) {
-			err = errors.New("the marker is not in the database yet")
+	eventually(t, time.Minute, func() error { // etcd writes what is new to its database when it likes, and may move the page meanwhile
+		flip(t, db, marker)
+		r := l.tryOn(t, "cp3", "kuorum", "etcdctl", "get", "/registry/configmaps/default/marker", "--consistency=s") // of its own member
+		if r.code != 0 || strings.Contains(r.out, marker) {
+			return fmt.Errorf("cp3 does not read the damaged marker yet: %d %s", r.code, r.talk)
 		}
-		return err
+		return nil
 	})
-	flip(t, db, marker)
 	l.run(t, "etcd", "compact", "--keep", "0")
 	eventually(t, 2*time.Minute, func() error {
 		if causes := l.status(t).causes(); !slices.Contains(causes, "etcd-corrupt cp3") {
@@ -136,7 +136,9 @@ func (l *lab) flippedByte(t *testing.T, word, files string) {
 	l.kubectl(t, "create", "configmap", "marker", "--from-literal=text="+marker)
 	defer l.kubectl(t, "delete", "configmap", "marker")
 	l.run(t, "lab", "stop", "cp3")
-	flip(t, filepath.Join(tests.dir, "labs", l.name, "machines/cp3/var/lib/kuorum/etcd/member", files), marker)
+	if !flip(t, filepath.Join(tests.dir, "labs", l.name, "machines/cp3/var/lib/kuorum/etcd/member", files), marker) {
+		t.Fatalf("the marker is in none of %s", files)
+	}
 	l.run(t, "lab", "start", "--wait=false", "cp3")
 	eventually(t, time.Minute, func() error {
 		for _, f := range l.status(t).Findings {
@@ -164,14 +166,13 @@ func (l *lab) flippedByte(t *testing.T, word, files string) {
 }
 
 // flip changes one byte of each copy of the marker in the files, in place: who has
-// them mapped sees it.
-func flip(t *testing.T, pattern, marker string) {
+// them mapped sees it. It tells whether there was one.
+func flip(t *testing.T, pattern, marker string) (found bool) {
 	t.Helper()
 	paths, err := filepath.Glob(pattern)
 	if err != nil {
 		t.Fatal(err)
 	}
-	found := false
 	for _, path := range paths {
 		data, err := os.ReadFile(path)
 		if err != nil {
@@ -192,9 +193,7 @@ func flip(t *testing.T, pattern, marker string) {
 			t.Fatal(err)
 		}
 	}
-	if !found {
-		t.Fatalf("the marker is in none of %v", paths)
-	}
+	return found
 }
 
 // TestFullDisk fills the disk of a follower, then that of the leader: the others
