@@ -52,7 +52,7 @@ type trace struct {
 	Failed int           `json:"failed"`
 	Gap    time.Duration `json:"gap"` // the longest without a success
 	At     time.Duration `json:"at"`  // when that began
-	// Errors counts the failures by their last words.
+	// Errors counts the failures by when they were, in tenths of a second, and their last words.
 	Errors map[string]int `json:"errors,omitempty"`
 }
 
@@ -162,7 +162,7 @@ func (p *prober) note(kind string, err error) {
 	if p.bad[kind] == nil {
 		p.bad[kind] = map[string]int{}
 	}
-	p.bad[kind][lastWords(err)]++
+	p.bad[kind][fmt.Sprintf("%.1f s: %s", at.Seconds(), lastWords(err))]++
 }
 
 // lastWords leaves out addresses, which differ each time.

@@ -92,7 +92,7 @@ func (s system) round(ctx context.Context, faults []fault, n int, every time.Dur
 	}
 	for _, f := range faults {
 		for range n {
-			traces, err := s.try(ctx, f, config, every)
+			traces, err := s.try(ctx, f, config, every, raw)
 			if err != nil {
 				return fmt.Errorf("%s, %s: %w", s.name, f.text, err)
 			}
@@ -109,7 +109,7 @@ func (s system) round(ctx context.Context, faults []fault, n int, every time.Dur
 }
 
 // try has one fault happen to the server that does everything.
-func (s system) try(ctx context.Context, f fault, config string, every time.Duration) (map[string]trace, error) {
+func (s system) try(ctx context.Context, f fault, config string, every time.Duration, raw bool) (map[string]trace, error) { //nolint:revive // the flag is the user's
 	victim, err := s.gather(ctx)
 	if err != nil {
 		return nil, err
@@ -129,9 +129,13 @@ func (s system) try(ctx context.Context, f fault, config string, every time.Dura
 	if err := probes.Start(); err != nil {
 		return nil, err
 	}
+	begun := time.Now()
 	<-time.After(warmUp)
 	var failed error
 	for _, order := range f.orders(victim) {
+		if raw {
+			fmt.Fprintf(os.Stderr, "%s %s: %.1f s: %v\n", s.name, f.name, time.Since(begun).Seconds(), order)
+		}
 		if _, failed = s.on(ctx, order...); failed != nil {
 			break
 		}

@@ -64,6 +64,10 @@ func apiserver(m Machine) Component {
 		"--service-cluster-ip-range=" + s.Spec.Network.Services,
 		// The servers' agents keep what the Service kubernetes leads to.
 		"--endpoint-reconciler-type=none",
+		// Clients that ask often connect again now and then, to whatever API server has the
+		// fewest by then: one that has come back gets its share. Upstream's advice for
+		// those behind a balancer; they send no request twice for it (kubernetes PR 88567).
+		"--goaway-chance=0.001",
 		"--profiling=false",
 	}
 	return Component{

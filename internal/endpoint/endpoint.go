@@ -76,7 +76,7 @@ func (b *Balancer) serve(ctx context.Context, fronts []net.Listener, status net.
 		return nil
 	})
 	for _, ln := range fronts {
-		group.Go(func() error { return Forward(ctx, ln, b.pool.connect, b.log) })
+		group.Go(func() error { return Forward(ctx, ln, b.lead, b.log) })
 	}
 	if status != nil {
 		group.Go(func() error { return b.serveStatus(ctx, status) })
@@ -85,9 +85,18 @@ func (b *Balancer) serve(ctx context.Context, fronts []net.Listener, status net.
 	return group.Wait()
 }
 
+// lead finds a backend for a client that has something to say.
+func (b *Balancer) lead(ctx context.Context, client net.Conn) (net.Conn, error) {
+	if err := awaitWord(ctx, client, muteFor); err != nil {
+		return nil, err
+	}
+	return b.pool.connect(ctx)
+}
+
 // Run serves what the configuration file at path says and follows changes of
-// its backends. It blocks until ctx is done, then closes everything, also
-// established connections, and returns nil. It fails at once if the file is
+// its backends. It blocks until ctx is done, gives the virtual IP up, closes all
+// connections, each at a moment at which its client seems to wait for no answer, 3 s
+// later at the latest, and returns nil. It fails at once if the file is
 // wrong, the files it names cannot be read or an address cannot be listened on.
 //
 // The file is looked at once a second and must be replaced, not rewritten in
@@ -113,20 +122,40 @@ func Run(ctx context.Context, path string, log *slog.Logger) error {
 	if err != nil {
 		return err
 	}
-	group, ctx := errgroup.WithContext(ctx)
-	group.Go(func() error { return b.serve(ctx, fronts, status) })
+	serving, end := context.WithCancel(context.WithoutCancel(ctx))
+	defer end()
+	group, serving := errgroup.WithContext(serving)
+	group.Go(func() error { return b.serve(serving, fronts, status) })
+	group.Go(func() error {
+		defer end()
+		return b.partAt(ctx, serving)
+	})
 	if b.keeper != nil {
 		group.Go(func() error {
-			b.keeper.run(ctx, b.pool.someHealthy)
+			b.keeper.run(ctx, serving, b.pool.someHealthy)
 			return nil
 		})
 	}
 	group.Go(func() error {
 		f := follower{balancer: b, path: path, seen: data}
-		watch(ctx, followInterval, nil, f.look)
+		watch(serving, followInterval, nil, f.look)
 		return nil
 	})
 	return group.Wait()
+}
+
+// partAt parts when ctx ends, unless serving has ended before.
+func (b *Balancer) partAt(ctx, serving context.Context) error {
+	select {
+	case <-serving.Done():
+		return nil
+	case <-ctx.Done():
+	}
+	if b.keeper != nil {
+		b.keeper.part()
+	}
+	b.pool.part(serving)
+	return nil
 }
 
 // listen opens what the configuration names; status is nil if not wanted.

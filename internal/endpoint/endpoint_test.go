@@ -410,3 +410,61 @@ func TestRun(t *testing.T) {
 	c.awaitClose()
 	noGoroutineLeft(t)
 }
+
+// TestRunFinishesRequests: a balancer that is told to stop lets clients have the answers
+// that they wait for, and then closes their connections.
+func TestRunFinishesRequests(t *testing.T) {
+	a := newAuthority(t)
+	s := newAPIServer(t, a, "s1")
+	cfg := testConfig(a, s)
+	front := localListener(t)
+	cfg.Listen = []string{front.Addr().String()}
+	path := writeConfig(t, cfg)
+	_ = front.Close()
+	ctx, cancel := context.WithCancel(t.Context())
+	done := make(chan error, 1)
+	go func() { done <- Run(ctx, path, slog.New(slog.NewTextHandler(t.Output(), nil))) }()
+	b := &balancer{t: t, front: cfg.Listen[0], roots: a.pool}
+	var waits *apiClient
+	eventually(t, "the balancer listens", func() bool {
+		var err error
+		waits, err = b.tryConnect()
+		return err == nil
+	})
+	idle := b.connect()
+	if got := idle.name(); got != "s1" {
+		t.Errorf("connected to %q", got)
+	}
+	waits.send("/slow")
+	eventually(t, "the request is under way", func() bool { return s.slow.Load() == 1 })
+	cancel()
+	idle.awaitClose()
+	close(s.release)
+	if got := waits.receive(); got != "s1" {
+		t.Errorf("answered by %q", got)
+	}
+	waits.awaitClose()
+	if err := <-done; err != nil {
+		t.Errorf("run: %v", err)
+	}
+	noGoroutineLeft(t)
+}
+
+// TestMuteClientsCostNoBackend: who connects and says nothing holds no connection to an
+// API server, which others get.
+func TestMuteClientsCostNoBackend(t *testing.T) {
+	a := newAuthority(t)
+	s := newAPIServer(t, a, "s1")
+	b := startBalancer(t, a, testConfig(a, s))
+	b.await(Healthy, s)
+	before := s.accepted.Load()
+	for range 200 {
+		_ = dialTCP(t, b.front)
+	}
+	if got := b.connect().name(); got != "s1" {
+		t.Errorf("connected to %q", got)
+	}
+	if n := s.accepted.Load() - before; n != 1 {
+		t.Errorf("the API server has %d connections more, want 1", n)
+	}
+}

@@ -20,6 +20,9 @@ const (
 	acceptDelayMax = time.Second
 )
 
+// Dial gets a peer for a client's connection, of which it may wait for the first bytes.
+type Dial func(ctx context.Context, client net.Conn) (net.Conn, error)
+
 // Forward accepts connections from ln, gets each a peer from dial and copies
 // bytes both ways until both directions have ended or either breaks. The end
 // of one direction is passed on as such (half-close). Short messages are copied
@@ -32,8 +35,9 @@ const (
 // Either way it has closed ln and all connections and ended its goroutines,
 // provided that dial returns when its context is done. A passing shortage
 // (descriptors, memory) is waited out. When dial fails, the client's
-// connection is closed; only the first failure in a row is logged.
-func Forward(ctx context.Context, ln net.Listener, dial func(context.Context) (net.Conn, error), log *slog.Logger) error {
+// connection is closed; only the first failure in a row is logged, and none with a
+// client that says nothing.
+func Forward(ctx context.Context, ln net.Listener, dial Dial, log *slog.Logger) error {
 	f := &forwarder{ln: ln, dial: dial, log: log.With("listen", ln.Addr().String())}
 	defer f.conns.Wait()
 	ctx, cancel := context.WithCancel(ctx)
@@ -55,7 +59,7 @@ func Forward(ctx context.Context, ln net.Listener, dial func(context.Context) (n
 
 type forwarder struct {
 	ln    net.Listener
-	dial  func(context.Context) (net.Conn, error)
+	dial  Dial
 	log   *slog.Logger
 	conns sync.WaitGroup
 	relay relay
@@ -85,16 +89,53 @@ func shortage(err error) bool {
 }
 
 func (f *forwarder) serve(ctx context.Context, client net.Conn) {
-	server, err := f.dial(ctx)
+	server, err := f.dial(ctx, client)
 	if err != nil {
 		closeAll(client)
-		if ctx.Err() == nil && !f.stuck.Swap(true) {
+		if ctx.Err() == nil && !errors.Is(err, errMute) && !f.stuck.Swap(true) {
 			f.log.WarnContext(ctx, "cannot connect a client", "client", client.RemoteAddr().String(), "error", err)
 		}
 		return
 	}
 	f.stuck.Store(false)
 	f.relay.join(ctx, client, server)
+}
+
+// muteFor is how long a client may be connected and say nothing: as long as client-go
+// waits for a server in a TLS handshake.
+const muteFor = 10 * time.Second
+
+// errMute says that a client has said nothing.
+var errMute = errors.New("the client says nothing")
+
+// awaitWord waits for the first byte of a client, which it leaves there, for that long. Clients of TLS
+// speak first (RFC 8446, 2). One that does not costs a descriptor, and no backend
+// anything.
+func awaitWord(ctx context.Context, client net.Conn, limit time.Duration) error {
+	tcp, ok := bare(client).(*net.TCPConn)
+	if !ok {
+		return nil
+	}
+	raw, err := tcp.SyscallConn()
+	if err != nil {
+		return err
+	}
+	if err := tcp.SetReadDeadline(time.Now().Add(limit)); err != nil {
+		return err
+	}
+	defer context.AfterFunc(ctx, func() { _ = tcp.SetReadDeadline(time.Unix(0, 1)) })()
+	var n int
+	var failed error
+	waited := raw.Read(func(fd uintptr) (done bool) {
+		for failed = syscall.EINTR; errors.Is(failed, syscall.EINTR); {
+			n, _, failed = syscall.Recvfrom(int(fd), make([]byte, 1), syscall.MSG_PEEK)
+		}
+		return !errors.Is(failed, syscall.EAGAIN)
+	})
+	if waited != nil || failed != nil || n == 0 {
+		return errors.Join(errMute, waited, failed)
+	}
+	return tcp.SetReadDeadline(time.Time{})
 }
 
 // Splice copies both ways until both sides have ended, one breaks, or ctx ends.
@@ -126,16 +167,76 @@ func (r *relay) join(ctx context.Context, client, server net.Conn) {
 	cut := func() { closeAll(client, server) }
 	defer cut()
 	defer context.AfterFunc(ctx, cut)()
+	var t *talk
+	if l, ok := server.(*link); ok {
+		t = &l.talk
+	}
 	var up sync.WaitGroup
-	up.Go(func() { r.pump(server, client, cut) })
-	r.pump(client, server, cut)
+	up.Go(func() { r.pump(server, client, t.client(), cut) })
+	r.pump(client, server, t.backend(), cut)
 	up.Wait()
+}
+
+// talk is what is known of what goes on between a client and a backend. Only the two
+// of them know the requests that are under way; but as a rule there are none when the
+// backend was the last to say something, some time ago.
+type talk struct {
+	began           time.Time
+	asked, answered atomic.Int64 // when somebody last said something, in ns after began
+	long            atomic.Int32 // how many of the two are saying more than a message
+}
+
+// voice is one of the two who talk; without a talk nobody listens.
+type voice struct {
+	talk *talk
+	last *atomic.Int64
+}
+
+func (t *talk) client() voice {
+	if t == nil {
+		return voice{}
+	}
+	return voice{t, &t.asked}
+}
+
+func (t *talk) backend() voice {
+	if t == nil {
+		return voice{}
+	}
+	return voice{t, &t.answered}
+}
+
+func (v voice) says() {
+	if v.talk != nil {
+		v.last.Store(int64(time.Since(v.talk.began)))
+	}
+}
+
+// saysMuch copies many bytes.
+func (v voice) saysMuch(dst io.Writer, src io.Reader) error {
+	if v.talk != nil {
+		v.talk.long.Add(1)
+		defer v.talk.long.Add(-1)
+	}
+	_, err := io.CopyN(dst, src, streamSize)
+	v.says()
+	return err
+}
+
+// pause is for how long nothing has been said since an answer; zero while that is not
+// known, or there is none.
+func (t *talk) pause() time.Duration {
+	answered := t.answered.Load()
+	if answered < t.asked.Load() || t.long.Load() > 0 {
+		return 0
+	}
+	return time.Since(t.began) - time.Duration(answered)
 }
 
 // pump copies from src until its end and passes the end on. A connection that
 // broke, or a transport without half-close, is cut in both directions.
-func (r *relay) pump(dst, src net.Conn, cut func()) {
-	if err := r.copy(bare(dst), bare(src)); err != nil {
+func (r *relay) pump(dst, src net.Conn, v voice, cut func()) {
+	if err := r.copy(bare(dst), bare(src), v); err != nil {
 		cut()
 		return
 	}
@@ -146,7 +247,7 @@ func (r *relay) pump(dst, src net.Conn, cut func()) {
 }
 
 // copy returns when src ends.
-func (r *relay) copy(dst, src net.Conn) error {
+func (r *relay) copy(dst, src net.Conn, v voice) error {
 	tcp, ok := src.(*net.TCPConn)
 	if !ok {
 		_, err := io.Copy(dst, src)
@@ -161,10 +262,11 @@ func (r *relay) copy(dst, src net.Conn) error {
 		if n == 0 || err != nil {
 			return err
 		}
+		v.says()
 		if n < messageSize {
 			continue
 		}
-		if _, err := io.CopyN(dst, src, streamSize); errors.Is(err, io.EOF) {
+		if err := v.saysMuch(dst, src); errors.Is(err, io.EOF) {
 			return nil
 		} else if err != nil {
 			return err

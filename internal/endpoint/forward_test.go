@@ -29,7 +29,7 @@ func forwardTo(tb testing.TB, address string) string {
 	}
 	ctx, cancel := context.WithCancel(context.Background())
 	done := make(chan error, 1)
-	dial := func(ctx context.Context) (net.Conn, error) { return (&net.Dialer{}).DialContext(ctx, "tcp", address) }
+	dial := func(ctx context.Context, _ net.Conn) (net.Conn, error) { return (&net.Dialer{}).DialContext(ctx, "tcp", address) }
 	go func() { done <- Forward(ctx, ln, dial, slog.New(slog.DiscardHandler)) }()
 	tb.Cleanup(func() {
 		cancel()
@@ -223,7 +223,7 @@ func TestForwardEndsConnectionsWithContext(t *testing.T) {
 	ctx, cancel := context.WithCancel(t.Context())
 	done := make(chan error, 1)
 	go func() {
-		done <- Forward(ctx, ln, func(ctx context.Context) (net.Conn, error) {
+		done <- Forward(ctx, ln, func(ctx context.Context, _ net.Conn) (net.Conn, error) {
 			return (&net.Dialer{}).DialContext(ctx, "tcp", server)
 		}, slog.New(slog.DiscardHandler))
 	}()
@@ -289,7 +289,7 @@ func TestForwardWaitsOutShortage(t *testing.T) {
 		start := time.Now()
 		var dialled time.Duration
 		go func() {
-			done <- Forward(ctx, ln, func(context.Context) (net.Conn, error) {
+			done <- Forward(ctx, ln, func(context.Context, net.Conn) (net.Conn, error) {
 				dialled = time.Since(start)
 				return server, nil
 			}, slog.New(slog.DiscardHandler))
@@ -369,4 +369,58 @@ func BenchmarkForward(b *testing.B) {
 			}
 		})
 	}
+}
+
+// TestAwaitWord: the first byte is waited for, and left to who reads it; who says
+// nothing, or goes, is told apart from who breaks.
+func TestAwaitWord(t *testing.T) {
+	pair := func(t *testing.T) (client, here *net.TCPConn) {
+		ln := localListener(t)
+		client = dialTCP(t, ln.Addr().String())
+		conn, err := ln.Accept()
+		if err != nil {
+			t.Fatal(err)
+		}
+		t.Cleanup(func() { _ = conn.Close() })
+		return client, conn.(*net.TCPConn)
+	}
+	t.Run("speaks after a while", func(t *testing.T) {
+		client, here := pair(t)
+		heard := make(chan error, 1)
+		go func() { heard <- awaitWord(t.Context(), here, time.Minute) }()
+		select {
+		case err := <-heard:
+			t.Fatalf("it has said nothing: %v", err)
+		case <-time.After(20 * time.Millisecond):
+		}
+		_, _ = io.WriteString(client, "word")
+		if err := <-heard; err != nil {
+			t.Fatal(err)
+		}
+		_ = client.CloseWrite()
+		if got, err := io.ReadAll(here); err != nil || string(got) != "word" {
+			t.Errorf("read %q, %v", got, err)
+		}
+	})
+	t.Run("says nothing", func(t *testing.T) {
+		_, here := pair(t)
+		if err := awaitWord(t.Context(), here, 20*time.Millisecond); !errors.Is(err, errMute) {
+			t.Errorf("error is %v", err)
+		}
+	})
+	t.Run("goes", func(t *testing.T) {
+		client, here := pair(t)
+		_ = client.Close()
+		if err := awaitWord(t.Context(), here, time.Minute); !errors.Is(err, errMute) {
+			t.Errorf("error is %v", err)
+		}
+	})
+	t.Run("the balancer stops", func(t *testing.T) {
+		_, here := pair(t)
+		ctx, cancel := context.WithCancel(t.Context())
+		time.AfterFunc(20*time.Millisecond, cancel)
+		if err := awaitWord(ctx, here, time.Minute); !errors.Is(err, errMute) {
+			t.Errorf("error is %v", err)
+		}
+	})
 }

@@ -157,6 +157,63 @@ func (m *member) kickAfter(d time.Duration) {
 }
 
 const (
+	// parting is how long a balancer that stops goes on for the connections it has.
+	parting = 3 * time.Second
+	// longPause is how long nothing must have been said on one that is closed at
+	// first; later less is enough, as its clients have had their chance to say nothing.
+	longPause, shortPause = time.Second, 2 * time.Millisecond
+	// partAgain is how often it looks for such.
+	partAgain = time.Millisecond
+)
+
+// part closes all connections, each when its client seems to wait for no answer: who
+// connects again is served elsewhere. It returns when none is left, after parting at
+// the latest, or when ctx ends.
+func (p *pool) part(ctx context.Context) {
+	begun := time.Now()
+	tick := time.NewTicker(partAgain)
+	defer tick.Stop()
+	for {
+		gone := time.Since(begun)
+		closing, left := p.paused(enoughPause(gone))
+		for _, l := range closing {
+			closeAll(l)
+		}
+		if left == 0 || gone >= parting {
+			return
+		}
+		select {
+		case <-ctx.Done():
+			return
+		case <-tick.C:
+		}
+	}
+}
+
+// enoughPause falls from longPause to shortPause, which it is for the last quarter.
+func enoughPause(gone time.Duration) time.Duration {
+	const falls = parting - parting/4
+	return max(shortPause, longPause*(falls-gone)/falls)
+}
+
+// paused lists the connections on which nothing has been said for that long, and
+// counts the others.
+func (p *pool) paused(enough time.Duration) (paused []*link, others int) {
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	for _, m := range p.members {
+		for l := range m.links {
+			if l.talk.pause() < enough {
+				others++
+				continue
+			}
+			paused = append(paused, l)
+		}
+	}
+	return paused, others
+}
+
+const (
 	// listenInterval is how often the pool looks whether answers are missing.
 	listenInterval = 40 * time.Millisecond
 	// owingFor is how long a backend may say nothing while its client speaks before

@@ -338,3 +338,79 @@ func TestBackendsChangeWhileClientsConnect(t *testing.T) {
 		t.Errorf("connections (-want +got):\n%s", diff)
 	}
 }
+
+// TestEnoughPause: who asks often gets a moment as well, at the end.
+func TestEnoughPause(t *testing.T) {
+	last := enoughPause(0)
+	if last != longPause {
+		t.Errorf("it begins with %v", last)
+	}
+	for gone := time.Duration(0); gone <= parting; gone += 10 * time.Millisecond {
+		now := enoughPause(gone)
+		if now > last || now < shortPause {
+			t.Fatalf("after %v it is %v, and was %v", gone, now, last)
+		}
+		last = now
+	}
+	if last != shortPause || enoughPause(parting-parting/4) != shortPause {
+		t.Errorf("it ends with %v", last)
+	}
+}
+
+// TestPartsInPauses: a client that waits for an answer keeps its connection until it has
+// that, one that has an answer loses it, and nobody has longer than parting.
+func TestPartsInPauses(t *testing.T) {
+	const every = 5 * time.Millisecond
+	tests := map[string]struct {
+		talk        func(ctx context.Context, l *link)
+		atLeast, at time.Duration // when it is closed
+	}{
+		"silent for long":     {func(context.Context, *link) {}, 0, 10 * time.Millisecond},
+		"answered last":       {func(_ context.Context, l *link) { l.talk.client().says(); l.talk.backend().says() }, 500 * time.Millisecond, parting / 2},
+		"waits for an answer": {func(_ context.Context, l *link) { l.talk.client().says() }, parting, parting + 10*time.Millisecond},
+		"gets its answer after a second": {func(ctx context.Context, l *link) {
+			l.talk.client().says()
+			wait(ctx, time.Second)
+			l.talk.backend().says()
+		}, time.Second, 2 * time.Second},
+		"asks often": {func(ctx context.Context, l *link) {
+			for l.talk.client().says(); wait(ctx, 2*time.Millisecond); l.talk.client().says() {
+				l.talk.backend().says()
+				wait(ctx, every-2*time.Millisecond)
+			}
+		}, parting / 2, parting - 10*time.Millisecond},
+		"says much": {func(ctx context.Context, l *link) {
+			l.talk.long.Add(1)
+			defer l.talk.long.Add(-1)
+			wait(ctx, 10*parting)
+		}, parting, parting + 10*time.Millisecond},
+	}
+	for name, tt := range tests {
+		t.Run(name, func(t *testing.T) {
+			synctest.Test(t, func(t *testing.T) {
+				p := fakePool(1, accept)
+				conn, err := p.connect(t.Context())
+				if err != nil {
+					t.Fatal(err)
+				}
+				time.Sleep(time.Minute)
+				l := conn.(*link)
+				ctx, cancel := context.WithCancel(t.Context())
+				var talking sync.WaitGroup
+				talking.Go(func() { tt.talk(ctx, l) })
+				synctest.Wait()
+				begun := time.Now()
+				p.part(t.Context())
+				if left := p.connections()[0]; (left > 0) != (tt.atLeast >= parting) {
+					t.Errorf("%d connections are left", left)
+				}
+				if took := time.Since(begun); took < tt.atLeast || took > tt.at {
+					t.Errorf("closed after %v, want %v to %v", took, tt.atLeast, tt.at)
+				}
+				cancel()
+				talking.Wait()
+				closeAll(conn)
+			})
+		})
+	}
+}

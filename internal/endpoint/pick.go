@@ -184,7 +184,7 @@ func (p *pool) attempt(ctx context.Context, m *member, fallen <-chan struct{}) (
 		}
 		return nil, err
 	}
-	l := &link{Conn: conn}
+	l := &link{Conn: conn, talk: talk{began: time.Now()}}
 	l.release = func() { p.release(m, l) }
 	m.links[l] = struct{}{}
 	return l, nil

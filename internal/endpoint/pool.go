@@ -78,6 +78,7 @@ type link struct {
 	net.Conn
 	once    sync.Once
 	release func()
+	talk    talk // with a backend
 }
 
 func (l *link) Close() error {

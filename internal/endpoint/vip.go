@@ -64,9 +64,13 @@ func newKeeper(cfg VIP, log *slog.Logger) *keeper {
 	return k
 }
 
-// run takes part in keeping the address until ctx is done. Without a virtual IP
+// run takes part in keeping the address until ctx is done, and returns when serving is
+// as well: until then connections may need the address. Without a virtual IP
 // a balancer is worth a lot still, so what fails here is logged, and tried again.
-func (k *keeper) run(ctx context.Context, lit func() bool) {
+func (k *keeper) run(ctx, serving context.Context, lit func() bool) {
+	ctx, cancel := context.WithCancel(ctx)
+	defer cancel()
+	defer context.AfterFunc(serving, cancel)()
 	var all sync.WaitGroup
 	defer all.Wait()
 	all.Go(func() { k.follow(ctx, lit) })
@@ -75,7 +79,15 @@ func (k *keeper) run(ctx context.Context, lit func() bool) {
 	over := make(chan struct{})
 	defer close(over) // the last that is remembered is that the address was given up
 	all.Go(func() { k.remember(over) })
-	k.again(ctx, k.takePart)
+	k.again(ctx, func(ctx context.Context) error { return k.takePart(ctx, serving) })
+}
+
+// part closes the connections that have lost the address as this balancer stops; those
+// that a move in order has left here keep it for a while.
+func (k *keeper) part() {
+	if !k.moves().Stays() {
+		k.clients.Close()
+	}
 }
 
 // again does something until ctx is done, a second after each failure.
@@ -91,7 +103,7 @@ func (k *keeper) again(ctx context.Context, do func(context.Context) error) {
 	}
 }
 
-func (k *keeper) takePart(ctx context.Context) error {
+func (k *keeper) takePart(ctx, serving context.Context) error {
 	router, err := k.config().router()
 	if err != nil {
 		return err
@@ -118,6 +130,9 @@ func (k *keeper) takePart(ctx context.Context) error {
 	k.mu.Unlock()
 	err = runner.Run(ctx)
 	if side.Stays() {
+		if ctx.Err() != nil {
+			<-serving.Done()
+		}
 		<-time.After(partingTime) // the connections with it are being closed
 	}
 	return errors.Join(err, side.Close())

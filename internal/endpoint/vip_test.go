@@ -423,7 +423,7 @@ func TestGuests(t *testing.T) {
 	front := localListener(t)
 	ctx, cancel := context.WithCancel(t.Context())
 	var ended sync.WaitGroup
-	dial := func(ctx context.Context) (net.Conn, error) {
+	dial := func(ctx context.Context, _ net.Conn) (net.Conn, error) {
 		conn, err := (&net.Dialer{}).DialContext(ctx, "tcp", address)
 		if err != nil {
 			return nil, err

@@ -10,14 +10,18 @@ import (
 	"encoding/json"
 	"errors"
 	"fmt"
+	"net"
 	"os"
 	"os/exec"
 	"path/filepath"
 	"runtime"
 	"slices"
 	"strings"
+	"sync"
 	"testing"
 	"time"
+
+	"golang.org/x/sys/unix"
 )
 
 const virtualIP = "198.18.0.254"
@@ -132,6 +136,133 @@ func TestVirtualIPNeedsNoQuorum(t *testing.T) {
 	if now := l.holder(t, "cp1", "cp2", "cp3"); now == holder {
 		t.Errorf("%s was rebooted and holds the virtual IP as before", holder)
 	}
+}
+
+// TestBalancersRestartTogether: the balancers of all servers die at once, and with them
+// the virtual IP. What they led to goes on, and so do clients, after a moment.
+func TestBalancersRestartTogether(t *testing.T) {
+	l := threeServers(t)
+	l.awaitReady(t)
+	before := map[string]map[string]int{}
+	for _, name := range others("") {
+		before[name] = l.machine(t, name).pids()
+	}
+	w, end := l.underWrites(t, "balancers")
+	var all sync.WaitGroup
+	for _, name := range others("") {
+		all.Go(func() {
+			if r := try(t, "-c", l.name, "fault", "kill", name+"/endpoint"); r.code != 0 {
+				t.Errorf("the balancer of %s is not killed: %s", name, r.talk)
+			}
+		})
+	}
+	all.Wait()
+	have := w.count()
+	eventually(t, 10*time.Second, func() error { return atLeast(w, have+10) })
+	l.holder(t, "cp1", "cp2", "cp3")
+	l.awaitReady(t)
+	end()
+	for _, name := range others("") {
+		for program, pid := range l.machine(t, name).pids() {
+			if was := before[name][program]; (was != pid) != (program == "endpoint") {
+				t.Errorf("%s of %s was process %d and is %d", program, name, was, pid)
+			}
+		}
+	}
+}
+
+// TestHalfOpenConnections: ten thousand clients that connect to the virtual IP and say
+// nothing, and hundreds that say a byte now and then, are no trouble for others.
+func TestHalfOpenConnections(t *testing.T) {
+	const mute, slow = 10_000, 500
+	l := threeServers(t)
+	l.awaitReady(t)
+	holder := l.holder(t, "cp1", "cp2", "cp3")
+	w, end := l.underWrites(t, "half-open")
+	conns, err := l.dialAll(t, virtualIP+":6443", mute+slow)
+	if err != nil {
+		t.Fatal(err)
+	}
+	ctx, cancel := context.WithCancel(t.Context())
+	var talking sync.WaitGroup
+	talking.Go(func() {
+		tick := time.NewTicker(time.Second)
+		defer tick.Stop()
+		for word := []byte{22, 3, 1, 2, 0, 1, 0, 1, 252, 3, 3, 0, 0, 0, 0, 0}; ctx.Err() == nil && len(word) > 0; word = word[1:] {
+			for _, conn := range conns[:slow] {
+				_, _ = conn.Write(word[:1])
+			}
+			select {
+			case <-ctx.Done():
+			case <-tick.C:
+			}
+		}
+	})
+	have := w.count()
+	for range 10 {
+		if err := l.ask(t, others(holder)[0]); err != nil {
+			t.Errorf("while %d clients say nothing: %v", mute, err)
+		}
+	}
+	eventually(t, 5*time.Second, func() error { return atLeast(w, have+10) })
+	resident := l.memory(t, holder, "endpoint")
+	t.Logf("the balancer takes %d MiB", resident>>20)
+	if resident > 256<<20 {
+		t.Error("that is too much")
+	}
+	cancel()
+	talking.Wait()
+	for _, conn := range conns {
+		_ = conn.Close()
+	}
+	end()
+	if w.gap > 2*time.Second {
+		t.Errorf("writes stopped for %v", w.gap)
+	}
+}
+
+// dialAll connects so many times from the network of the lab's switch.
+func (l *lab) dialAll(t *testing.T, address string, n int) (conns []net.Conn, err error) {
+	t.Helper()
+	pid, err := os.ReadFile(filepath.Join(tests.dir, "labs", l.name, "lab.pid"))
+	if err != nil {
+		return nil, err
+	}
+	network, err := os.Open("/proc/" + strings.TrimSpace(string(pid)) + "/ns/net")
+	if err != nil {
+		return nil, err
+	}
+	defer network.Close()
+	done := make(chan error)
+	go func() {
+		runtime.LockOSThread() // and ends with it: its network is another one
+		err := unix.Setns(int(network.Fd()), unix.CLONE_NEWNET)
+		for len(conns) < n && err == nil {
+			var conn net.Conn
+			if conn, err = net.DialTimeout("tcp", address, 5*time.Second); err == nil {
+				conns = append(conns, conn)
+			}
+		}
+		done <- err
+	}()
+	err = <-done
+	t.Cleanup(func() {
+		for _, conn := range conns {
+			_ = conn.Close()
+		}
+	})
+	return conns, err
+}
+
+// memory is what a component of a machine has resident, in bytes.
+func (l *lab) memory(t *testing.T, machine, component string) int64 {
+	t.Helper()
+	text := l.on(t, machine, "cat", fmt.Sprintf("/proc/%d/statm", l.machine(t, machine).pids()[component]))
+	var size, resident int64
+	if _, err := fmt.Sscan(text, &size, &resident); err != nil {
+		t.Fatal(err)
+	}
+	return resident * int64(os.Getpagesize())
 }
 
 // TestVirtualIPIsAtOnePlace looks all the time at all servers while the holder is
