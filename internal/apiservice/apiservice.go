@@ -22,6 +22,15 @@ import (
 // administrators.
 const Path = "/v1/apiservers"
 
+// PartPath takes POST Parting: this machine's balancer sends the clients of that server's
+// API server elsewhere, which is about to stop; as a server or an administrator.
+const PartPath = "/v1/apiservers/part"
+
+// Parting names a server whose API server is about to stop.
+type Parting struct {
+	Name string `json:"name"`
+}
+
 const (
 	regularly    = 10 * time.Second // looks at the list that seems to be right
 	attentive    = time.Second      // looks whether the servers are others

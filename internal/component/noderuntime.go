@@ -221,7 +221,7 @@ key: %[7]s
 // balancerVersion is raised with each change of what the balancer's file may have, or
 // of what its agent asks it: a running one is adopted by the next agent, also when that
 // is another kuorum's.
-const balancerVersion = "KUORUM_ENDPOINT=2"
+const balancerVersion = "KUORUM_ENDPOINT=3"
 
 // EndpointStatus is where a node's balancer tells how it is, to this machine alone.
 const EndpointStatus = "http://127.0.0.1:6442"

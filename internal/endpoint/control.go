@@ -29,11 +29,16 @@ import (
 // ClientsPath of the control socket answers GET with a tickle.List of the virtual
 // IP's clients here, as tickle.Clients.Wait does; the query since=VERSION is what
 // is known already. POST takes the VIPClients of another machine.
+//
+// PartPath of the control socket takes POST with the query address=HOST:PORT of a
+// backend that is about to stop: 200 when its clients were sent elsewhere, within some
+// seconds, else the reason as text.
 const (
 	VIPPath     = "/vip"
 	MovePath    = "/vip/move"
 	ExpectPath  = "/vip/expect"
 	ClientsPath = "/vip/clients"
+	PartPath    = "/backends/part"
 )
 
 // VIPClients are the clients of the virtual IP that another machine had.
@@ -92,6 +97,11 @@ func (k *keeper) orders() http.Handler {
 			http.Error(w, err.Error(), http.StatusConflict)
 		}
 	})
+	mux.HandleFunc("POST "+PartPath, func(w http.ResponseWriter, r *http.Request) {
+		if err := k.partFrom(r.Context(), r.URL.Query().Get("address")); err != nil {
+			http.Error(w, err.Error(), http.StatusConflict)
+		}
+	})
 	mux.HandleFunc("GET "+ClientsPath, func(w http.ResponseWriter, r *http.Request) {
 		since, _ := strconv.ParseUint(r.URL.Query().Get("since"), 10, 64) // no number: nothing is known
 		writeJSON(w, k.clients.Wait(r.Context(), since))
@@ -129,6 +139,11 @@ func (c Control) Move(ctx context.Context, to string, keep bool) error {
 // Expect is a POST to ExpectPath; it fails as Move does.
 func (c Control) Expect(ctx context.Context, from string) error {
 	return c.post(ctx, ExpectPath+"?from="+from, nil)
+}
+
+// Part is a POST to PartPath: it blocks for some seconds at most, and fails as Move does.
+func (c Control) Part(ctx context.Context, address string) error {
+	return c.post(ctx, PartPath+"?address="+address, nil)
 }
 
 // Tell hands over the clients of another server; it fails as Move does.

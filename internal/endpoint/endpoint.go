@@ -117,6 +117,7 @@ func Run(ctx context.Context, path string, log *slog.Logger) error {
 	}
 	if cfg.VIP != nil {
 		b.keeper = newKeeper(*cfg.VIP, log)
+		b.keeper.partFrom = b.pool.partFrom
 	}
 	fronts, status, err := b.listen(ctx)
 	if err != nil {
@@ -154,7 +155,7 @@ func (b *Balancer) partAt(ctx, serving context.Context) error {
 	if b.keeper != nil {
 		b.keeper.part()
 	}
-	b.pool.part(serving)
+	b.pool.part(serving, everyMember)
 	return nil
 }
 

@@ -29,7 +29,9 @@ func forwardTo(tb testing.TB, address string) string {
 	}
 	ctx, cancel := context.WithCancel(context.Background())
 	done := make(chan error, 1)
-	dial := func(ctx context.Context, _ net.Conn) (net.Conn, error) { return (&net.Dialer{}).DialContext(ctx, "tcp", address) }
+	dial := func(ctx context.Context, _ net.Conn) (net.Conn, error) {
+		return (&net.Dialer{}).DialContext(ctx, "tcp", address)
+	}
 	go func() { done <- Forward(ctx, ln, dial, slog.New(slog.DiscardHandler)) }()
 	tb.Cleanup(func() {
 		cancel()

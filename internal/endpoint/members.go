@@ -2,6 +2,8 @@ package endpoint
 
 import (
 	"context"
+	"errors"
+	"fmt"
 	"slices"
 	"sync"
 	"syscall"
@@ -166,28 +168,63 @@ const (
 	partAgain = time.Millisecond
 )
 
-// part closes all connections, each when its client seems to wait for no answer: who
-// connects again is served elsewhere. It returns when none is left, after parting at
-// the latest, or when ctx ends.
-func (p *pool) part(ctx context.Context) {
+// part closes the connections with these backends, each when its client seems to wait
+// for no answer: who connects again is served elsewhere. It returns how many are left
+// after parting, or when ctx ends.
+func (p *pool) part(ctx context.Context, with func(*member) bool) (left int) {
 	begun := time.Now()
 	tick := time.NewTicker(partAgain)
 	defer tick.Stop()
 	for {
 		gone := time.Since(begun)
-		closing, left := p.paused(enoughPause(gone))
+		closing, left := p.paused(with, enoughPause(gone))
 		for _, l := range closing {
 			closeAll(l)
 		}
 		if left == 0 || gone >= parting {
-			return
+			return left
 		}
 		select {
 		case <-ctx.Done():
-			return
+			return left
 		case <-tick.C:
 		}
 	}
+}
+
+func everyMember(*member) bool { return true }
+
+// leavingFor is how long a backend that is about to stop gets no new connections, if
+// there is another. It has stopped by then, or will not.
+const leavingFor = 30 * time.Second
+
+// partFrom sends the clients of a backend elsewhere that is about to stop. It blocks as
+// part does. The error is that there is no such backend, or no other that works.
+func (p *pool) partFrom(ctx context.Context, address string) error {
+	m, err := p.leave(address)
+	if err != nil {
+		return err
+	}
+	begun := time.Now()
+	left := p.part(ctx, func(other *member) bool { return other == m })
+	p.log.InfoContext(ctx, "a backend is about to stop, its clients were sent elsewhere", "backend", m.Name,
+		"took", time.Since(begun), "connections_left", left)
+	return nil
+}
+
+func (p *pool) leave(address string) (*member, error) {
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	i := slices.IndexFunc(p.members, func(m *member) bool { return m.Address == address })
+	if i < 0 {
+		return nil, fmt.Errorf("no backend has the address %s", address)
+	}
+	m := p.members[i]
+	if p.better(m).IsZero() {
+		return nil, errors.New("no other backend works")
+	}
+	m.leaving = time.Now().Add(leavingFor)
+	return m, nil
 }
 
 // enoughPause falls from longPause to shortPause, which it is for the last quarter.
@@ -198,10 +235,13 @@ func enoughPause(gone time.Duration) time.Duration {
 
 // paused lists the connections on which nothing has been said for that long, and
 // counts the others.
-func (p *pool) paused(enough time.Duration) (paused []*link, others int) {
+func (p *pool) paused(with func(*member) bool, enough time.Duration) (paused []*link, others int) {
 	p.mu.Lock()
 	defer p.mu.Unlock()
 	for _, m := range p.members {
+		if !with(m) {
+			continue
+		}
 		for l := range m.links {
 			if l.talk.pause() < enough {
 				others++

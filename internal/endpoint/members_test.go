@@ -7,6 +7,7 @@ import (
 	"log/slog"
 	"math/rand/v2"
 	"net"
+	"strings"
 	"sync"
 	"testing"
 	"testing/synctest"
@@ -400,7 +401,7 @@ func TestPartsInPauses(t *testing.T) {
 				talking.Go(func() { tt.talk(ctx, l) })
 				synctest.Wait()
 				begun := time.Now()
-				p.part(t.Context())
+				p.part(t.Context(), everyMember)
 				if left := p.connections()[0]; (left > 0) != (tt.atLeast >= parting) {
 					t.Errorf("%d connections are left", left)
 				}
@@ -413,4 +414,53 @@ func TestPartsInPauses(t *testing.T) {
 			})
 		})
 	}
+}
+
+// TestPartsFromOne: the clients of a backend that is about to stop go elsewhere, and so
+// do new ones, until it has stopped and is back, or has not for a while.
+func TestPartsFromOne(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		p := fakePool(2, accept)
+		say := func(i int, v verdict) { p.record(t.Context(), p.members[i], judged(v)) }
+		connect := func(n int) {
+			for range n {
+				if _, err := p.connect(t.Context()); err != nil {
+					t.Fatal(err)
+				}
+			}
+		}
+		have := func(what string, want ...int) {
+			t.Helper()
+			if diff := cmp.Diff(want, p.connections()); diff != "" {
+				t.Errorf("%s (-want +got):\n%s", what, diff)
+			}
+		}
+		say(0, ready)
+		if err := p.partFrom(t.Context(), "s1"); err == nil || !strings.Contains(err.Error(), "no other") {
+			t.Errorf("it is the only one that works: %v", err)
+		}
+		say(1, ready)
+		if err := p.partFrom(t.Context(), "s9"); err == nil {
+			t.Error("parts from nobody")
+		}
+		connect(4)
+		time.Sleep(time.Minute)
+		have("at first", 2, 2)
+		if err := p.partFrom(t.Context(), "s1"); err != nil {
+			t.Fatal(err)
+		}
+		have("parted", 0, 2)
+		connect(2)
+		have("it gets no more", 0, 4)
+		say(0, refused)
+		say(0, ready)
+		connect(2)
+		have("it is back", 2, 4)
+		if err := p.partFrom(t.Context(), "s1"); err != nil {
+			t.Fatal(err)
+		}
+		time.Sleep(leavingFor)
+		connect(2)
+		have("it has not stopped", 2, 4)
+	})
 }

@@ -37,7 +37,9 @@ type Candidate struct {
 	Name  string
 	State State
 	// Suspect is set from a failed connect until the next check.
-	Suspect     bool
+	Suspect bool
+	// Leaving is set while it is about to stop.
+	Leaving     bool
 	Connections int
 }
 
@@ -66,6 +68,8 @@ func Order(candidates []Candidate, local string, turn uint) []int {
 
 func (c Candidate) rank() int {
 	switch {
+	case c.State == Healthy && c.Leaving:
+		return 3
 	case c.State == Healthy && !c.Suspect:
 		return 0
 	case c.State == Healthy:
@@ -153,7 +157,7 @@ func (p *pool) acquire(tried map[*member]bool) (m *member, fallen <-chan struct{
 	defer p.mu.Unlock()
 	candidates := make([]Candidate, len(p.members))
 	for i, m := range p.members {
-		candidates[i] = Candidate{Name: m.Name, State: m.state, Suspect: m.suspect, Connections: m.load}
+		candidates[i] = Candidate{Name: m.Name, State: m.state, Suspect: m.suspect, Leaving: time.Now().Before(m.leaving), Connections: m.load}
 	}
 	if len(tried) == 0 {
 		p.turn++

@@ -58,8 +58,9 @@ type member struct {
 	removed chan struct{}
 
 	health
-	suspect bool // a connect failed since the last check
-	load    int  // connections, and attempts at one
+	suspect bool      // a connect failed since the last check
+	leaving time.Time // until then it is about to stop
+	load    int       // connections, and attempts at one
 	links   map[*link]struct{}
 	// alive is when the last check began that found it ready.
 	alive time.Time
@@ -188,6 +189,7 @@ func (p *pool) apply(m *member, r result, now time.Time) []event {
 	p.lit = p.anyHealthy()
 	var events []event
 	if m.state != before {
+		m.leaving = time.Time{} // it has stopped, or has come back
 		p.change()
 		events = append(events, m.turned(before))
 	}

@@ -33,6 +33,8 @@ type keeper struct {
 	open    func() (tickler, error)
 	history *ledger.File[cluster.VIPChange] // nil: nowhere
 	turns   chan vrrp.Change                // that history does not have yet
+	// partFrom sends the clients of a backend elsewhere; nil but in a whole balancer.
+	partFrom func(ctx context.Context, address string) error
 
 	// side is of moves in order; that of a machine without a router does nothing.
 	side   atomic.Pointer[handover.Side]

@@ -119,6 +119,7 @@ func (a *Agent) membersAPI() http.Handler {
 		mux.HandleFunc("GET "+apiservice.Path, serve(func(r *http.Request, _ nothing) (apiservice.View, error) {
 			return a.server.service.View(r.Context())
 		}))
+		mux.HandleFunc("POST "+apiservice.PartPath, a.partFrom(balancerControl))
 		more := http.NewServeMux()
 		a.server.memberAPI(more)
 		more.HandleFunc("POST "+membership.RenewPath, serve(a.renewOther))

@@ -18,6 +18,7 @@ import (
 	"kuorum/internal/cluster"
 	"kuorum/internal/component"
 	"kuorum/internal/datadir"
+	"kuorum/internal/endpoint"
 	"kuorum/internal/etcd"
 	"kuorum/internal/kubeapi"
 	"kuorum/internal/lease"
@@ -348,4 +349,30 @@ func (m *marker) turn(ctx context.Context) error {
 		return fmt.Errorf("cannot remove %s: %w", m.accept, err)
 	}
 	return nil
+}
+
+// newKeeper keeps, with those of the other servers, what the Service kubernetes leads to.
+func newKeeper(options Options, name string, agents *agent.Client, api *kubeapi.Client) *apiservice.Keeper {
+	return apiservice.New(apiservice.Config{
+		Self: name, API: throughBalancer(api), Log: options.Log,
+		Balancer: func(ctx context.Context, since uint64) (states endpoint.States, err error) {
+			err = askBalancer(ctx, newsSince(endpoint.StatesPath, since), &states)
+			return states, err
+		},
+		Ask: func(ctx context.Context, n cluster.Node) (view apiservice.View, err error) {
+			err = agents.Call(ctx, n.Address, apiservice.Path, nil, &view)
+			return view, err
+		},
+	})
+}
+
+func (a *Agent) keepService(ctx context.Context) {
+	a.server.service.Run(ctx, func() []cluster.Node { return a.spec.Load().Servers() })
+}
+
+// yieldService has pods led to the other servers' API servers before this one's stops.
+func (a *Agent) yieldService(ctx context.Context) {
+	if err := a.server.service.Leave(ctx); err != nil {
+		a.options.Log.Info("the Service kubernetes is not told that this server stops", "reason", err)
+	}
 }

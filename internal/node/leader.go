@@ -5,13 +5,13 @@ import (
 	"encoding/json"
 	"errors"
 	"fmt"
+	"net"
 	"net/http"
 	"net/netip"
 	"strconv"
 	"sync"
 	"time"
 
-	"kuorum/internal/agent"
 	"kuorum/internal/apiservice"
 	"kuorum/internal/cluster"
 	"kuorum/internal/component"
@@ -172,6 +172,7 @@ func (a *Agent) yieldLeads(ctx context.Context) {
 	var all sync.WaitGroup
 	all.Go(func() { a.yieldVIP(limited) })
 	all.Go(func() { a.yieldService(limited) })
+	all.Go(func() { a.yieldAPI(limited, a.spec.Load().Servers()) })
 	for program, e := range a.machine.Spec.Elections() {
 		all.Go(func() {
 			record, err := lease.Read(limited, a.server.leases, e)
@@ -192,30 +193,37 @@ func (a *Agent) stopComponents(ctx context.Context) error {
 	return errors.Join(a.supervisor.Stop(ctx, "endpoint"), a.supervisor.Stop(ctx))
 }
 
-// newKeeper keeps, with those of the other servers, what the Service kubernetes leads to.
-func newKeeper(options Options, name string, agents *agent.Client, api *kubeapi.Client) *apiservice.Keeper {
-	return apiservice.New(apiservice.Config{
-		Self: name, API: throughBalancer(api), Log: options.Log,
-		Balancer: func(ctx context.Context, since uint64) (states endpoint.States, err error) {
-			err = askBalancer(ctx, newsSince(endpoint.StatesPath, since), &states)
-			return states, err
-		},
-		Ask: func(ctx context.Context, n cluster.Node) (view apiservice.View, err error) {
-			err = agents.Call(ctx, n.Address, apiservice.Path, nil, &view)
-			return view, err
-		},
-	})
-}
-
-func (a *Agent) keepService(ctx context.Context) {
-	a.server.service.Run(ctx, func() []cluster.Node { return a.spec.Load().Servers() })
-}
-
-// yieldService has pods led to the other servers' API servers before this one's stops.
-func (a *Agent) yieldService(ctx context.Context) {
-	if err := a.server.service.Leave(ctx); err != nil {
-		a.options.Log.Info("the Service kubernetes is not told that this server stops", "reason", err)
+// yieldAPI has the balancers of all servers send the clients of this one's API server
+// elsewhere before that stops: it answers some with an error while it does.
+func (a *Agent) yieldAPI(ctx context.Context, servers []cluster.Node) {
+	var all sync.WaitGroup
+	for _, n := range servers {
+		all.Go(func() {
+			err := a.agents.Call(ctx, n.Address, apiservice.PartPath, apiservice.Parting{Name: a.machine.Node.Name}, nil)
+			if err != nil {
+				a.options.Log.Info("clients of this API server are not sent elsewhere", "by", n.Name, "reason", err)
+			}
+		})
 	}
+	all.Wait()
+}
+
+// partFrom answers apiservice.PartPath.
+func (a *Agent) partFrom(balancer endpoint.Control) http.HandlerFunc {
+	return serve(func(r *http.Request, in apiservice.Parting) (nothing, error) {
+		if err := a.mayMoveLeads(r); err != nil {
+			return nothing{}, err
+		}
+		n, ok := a.spec.Load().Node(in.Name)
+		if !ok || n.Role != cluster.RoleServer {
+			return nothing{}, &cluster.Problem{What: fmt.Sprintf("%q is no server", in.Name), Exit: cluster.ExitUsage}
+		}
+		err := balancer.Part(r.Context(), net.JoinHostPort(n.Address, strconv.Itoa(component.PortAPIServer)))
+		if err != nil {
+			return nothing{}, &cluster.Problem{What: "the balancer of " + a.machine.Node.Name + " does not send the clients of " + in.Name + " elsewhere", Err: err, Do: "kuorum status", Exit: cluster.ExitRefused}
+		}
+		return nothing{}, nil
+	})
 }
 
 // askBalancer asks this machine's balancer how it is.

@@ -14,6 +14,7 @@ import (
 	"net/netip"
 	"os"
 	"path/filepath"
+	"slices"
 	"strconv"
 	"strings"
 	"sync"
@@ -646,5 +647,52 @@ func TestClientsOfTheVirtualIP(t *testing.T) {
 	v.end()
 	if err := <-waits; err == nil || time.Since(begin) > tickle.Patience {
 		t.Errorf("after %v: %v", time.Since(begin), err)
+	}
+}
+
+// TestClientsAreSentElsewhere: the balancers of all servers are told of one whose API
+// server is about to stop, by itself or by an administrator.
+func TestClientsAreSentElsewhere(t *testing.T) {
+	v := newVillage(t)
+	told := make(chan string, 10)
+	for _, name := range []string{"cp1", "cp2"} {
+		mux := http.NewServeMux()
+		mux.HandleFunc("POST "+endpoint.PartPath, func(w http.ResponseWriter, r *http.Request) {
+			address := r.URL.Query().Get("address")
+			if told <- name + " " + address; name == "cp2" {
+				http.Error(w, "no other backend works", http.StatusConflict)
+			}
+		})
+		serveUnix(t, v.control(name), mux)
+	}
+	address := func(name string) string {
+		n, _ := v.spec.Node(name)
+		return n.Address + ":6444"
+	}
+	parting := func(name string) order { return order{apiservice.PartPath, apiservice.Parting{Name: name}, nil} }
+	for _, caller := range []string{"cp2", "somebody"} {
+		if err := v.post(t, caller, "cp1", parting("cp2")); err != nil {
+			t.Errorf("%s: %v", caller, err)
+		} else if got := <-told; got != "cp1 "+address("cp2") {
+			t.Errorf("%s has told %q", caller, got)
+		}
+	}
+	if err := v.post(t, "w1", "cp1", parting("cp2")); !isRefused(err) {
+		t.Errorf("a worker may do that: %v", err)
+	}
+	for _, name := range []string{"w1", "cp9", ""} {
+		if err := v.post(t, "cp2", "cp1", parting(name)); err == nil || !strings.Contains(err.Error(), "is no server") {
+			t.Errorf("%q is taken for a server: %v", name, err)
+		}
+	}
+	if err := v.post(t, "cp1", "cp2", parting("cp1")); !isRefused(err) || !strings.Contains(err.Error(), "no other backend works") {
+		t.Errorf("its balancer does not, and that is %v", err)
+	}
+	<-told
+	v.agents["cp1"].yieldAPI(t.Context(), v.spec.Servers())
+	got := []string{<-told, <-told}
+	slices.Sort(got)
+	if diff := cmp.Diff([]string{"cp1 " + address("cp1"), "cp2 " + address("cp1")}, got); diff != "" {
+		t.Errorf("(-want +got):\n%s", diff)
 	}
 }

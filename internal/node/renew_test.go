@@ -114,6 +114,7 @@ func (v *village) settle(t *testing.T, n cluster.Node) {
 	}
 	if n.Role == cluster.RoleServer {
 		mux.Handle("GET "+clientsPath, membersOnly(a.tellClients(v.life, v.control(n.Name))))
+		mux.Handle("POST "+apiservice.PartPath, membersOnly(a.partFrom(v.control(n.Name))))
 	}
 	mux.Handle("/", membersOnly(a.membersAPI()))
 	web := httptest.NewUnstartedServer(mux)
