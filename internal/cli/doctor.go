@@ -209,8 +209,11 @@ func (p patient) examine(ctx context.Context) ([]doctor.Check, error) {
 	case asMachine:
 		ports := p.ports()
 		taken, err := doctor.TryPorts(ctx, ports)
-		checks = append(checks, doctor.PortsFree(ports, taken, err))
+		checks = append(checks, doctor.PortsFree(ports, taken, err), facts.VirtualIP(p.spec.Spec.Endpoint))
 	case asNode:
+		if p.self.Role == cluster.RoleServer {
+			checks = append(checks, facts.VirtualIP(p.spec.Spec.Endpoint))
+		}
 		more, err := p.examineNode(ctx, fsync)
 		return append(checks, more...), err
 	}

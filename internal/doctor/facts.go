@@ -27,8 +27,9 @@ type Facts struct {
 	Processors  int
 	Disk        Disk
 	Inotify     Inotify
-	Root        bool // we have root's rights
-	LowerOOM    bool // we may protect programs from the kernel's killer
+	Root        bool   // we have root's rights
+	LowerOOM    bool   // we may protect programs from the kernel's killer
+	Cloud       string // whose machine this is, of those that carry no virtual IP; empty: nobody's that is known
 }
 
 // Memory of a machine, in bytes.
@@ -57,6 +58,7 @@ type Disk struct {
 func Measure(ctx context.Context, dir string) (Facts, error) {
 	f := Facts{Processors: runtime.NumCPU(), Root: os.Geteuid() == 0, LowerOOM: host.CanLowerOOMScore()}
 	var err error
+	f.Cloud = cloud(os.DirFS("/sys"))
 	if f.Release, err = host.KernelRelease(); err != nil {
 		return f, err
 	}
@@ -87,6 +89,43 @@ func Measure(ctx context.Context, dir string) (Facts, error) {
 	}
 	f.Disk, err = measureDisk(dir)
 	return f, err
+}
+
+// clouds are known by what their machines' firmware says (DMI). Their networks drop the
+// packets of an address that they have not given to a machine themselves.
+func clouds() []struct{ file, text, name string } {
+	return []struct{ file, text, name string }{
+		{"sys_vendor", "Amazon EC2", "Amazon EC2"},
+		{"bios_vendor", "Amazon EC2", "Amazon EC2"},
+		{"product_name", "Google Compute Engine", "Google Cloud"},
+		{"chassis_asset_tag", "7783-7084-3265-9085-8269-3286-77", "Microsoft Azure"}, // Hyper-V elsewhere has another
+		{"chassis_asset_tag", "OracleCloud.com", "Oracle Cloud"},
+		{"sys_vendor", "Alibaba Cloud", "Alibaba Cloud"},
+		{"sys_vendor", "DigitalOcean", "DigitalOcean"},
+		{"sys_vendor", "Hetzner", "Hetzner Cloud"},
+		{"sys_vendor", "Scaleway", "Scaleway"},
+		{"sys_vendor", "Vultr", "Vultr"},
+		{"sys_vendor", "Linode", "Linode"},
+		{"sys_vendor", "Akamai", "Linode"},
+		{"sys_vendor", "UpCloud", "UpCloud"},
+		{"product_name", "OpenStack", "OpenStack"},
+	}
+}
+
+// cloud reads sysfs. A machine of a lab, or a container, has no hardware link: it is in
+// a network of its own, whosever the computer is.
+func cloud(sys fs.FS) string {
+	links, err := fs.Glob(sys, "class/net/*/device")
+	if err != nil || len(links) == 0 {
+		return ""
+	}
+	for _, c := range clouds() {
+		data, err := fs.ReadFile(sys, "class/dmi/id/"+c.file)
+		if err == nil && strings.Contains(string(data), c.text) {
+			return c.name
+		}
+	}
+	return ""
 }
 
 func measureDisk(dir string) (Disk, error) {

@@ -36,6 +36,21 @@ func (f Facts) More(need Need) []Check {
 	return []Check{f.processors(need), f.swap(), f.rights()}
 }
 
+// VirtualIP is whether the servers of a cluster with that endpoint can have one address
+// in turns here.
+func (f Facts) VirtualIP(e cluster.Endpoint) Check {
+	c := Check{Name: "virtual-ip", State: StateOK, Measured: "not a machine of a known cloud", Why: "the servers hold the address of the API in turns (spec.endpoint)"}
+	switch {
+	case e.Type != cluster.EndpointVIP:
+		return c.skipped("the endpoint is of the type " + string(e.Type))
+	case f.Cloud != "":
+		c.Measured = f.Cloud
+		return c.found(StateWarning, "the network of "+f.Cloud+" does not carry an address that moves between machines by itself",
+			"make the cluster with the address of the cloud's load balancer for TCP: spec.endpoint {type: address, address: NAME}, or with {type: local}; see docs/endpoints.md")
+	}
+	return c
+}
+
 func (f Facts) nft() Check {
 	c := Check{Name: "nft", State: StateOK, Measured: f.Nft + ", needs " + leastNft, Why: "kube-proxy and flannel write their rules with it"}
 	const do = "apt-get install nftables    (or your distribution's package of that name)"

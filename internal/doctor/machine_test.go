@@ -3,9 +3,11 @@ package doctor
 import (
 	"errors"
 	"io/fs"
+	"maps"
 	"path/filepath"
 	"strings"
 	"testing"
+	"testing/fstest"
 
 	"github.com/google/go-cmp/cmp"
 
@@ -186,5 +188,40 @@ func TestExitCode(t *testing.T) {
 		if got := ExitCode(checks); got != tc.want {
 			t.Errorf("%v: %d, want %d", tc.states, got, tc.want)
 		}
+	}
+}
+
+// TestVirtualIPInClouds: a machine of a cloud is told before it is too late, a lab on one
+// is left alone.
+func TestVirtualIPInClouds(t *testing.T) {
+	hardware := fstest.MapFS{"class/net/eth0/device": {Mode: fs.ModeDir}, "class/net/lo/operstate": {}}
+	machine := func(file, text string) fstest.MapFS {
+		sys := maps.Clone(hardware)
+		sys["class/dmi/id/"+file] = &fstest.MapFile{Data: []byte(text + "\n")}
+		return sys
+	}
+	inLab := machine("sys_vendor", "Amazon EC2")
+	delete(inLab, "class/net/eth0/device")
+	for want, systems := range map[string][]fstest.MapFS{
+		"Amazon EC2":      {machine("sys_vendor", "Amazon EC2")},
+		"Microsoft Azure": {machine("chassis_asset_tag", "7783-7084-3265-9085-8269-3286-77")},
+		"OpenStack":       {machine("product_name", "OpenStack Nova"), machine("product_name", "OpenStack Compute")},
+		"":                {hardware, inLab, {}, machine("sys_vendor", "QEMU"), machine("sys_vendor", "Microsoft Corporation")},
+	} {
+		for i, sys := range systems {
+			if got := cloud(sys); got != want {
+				t.Errorf("%q, %d: taken for %q", want, i, got)
+			}
+		}
+	}
+	vip, local := cluster.Endpoint{Type: cluster.EndpointVIP}, cluster.Endpoint{Type: cluster.EndpointLocal}
+	if c := (Facts{}).VirtualIP(vip); c.State != StateOK {
+		t.Errorf("%+v", c)
+	}
+	if c := (Facts{Cloud: "Amazon EC2"}).VirtualIP(local); c.State != StateSkipped {
+		t.Errorf("%+v", c)
+	}
+	if c := (Facts{Cloud: "Amazon EC2"}).VirtualIP(vip); c.State != StateWarning || !strings.Contains(c.What, "Amazon EC2") || !strings.Contains(c.Do, "type: address") {
+		t.Errorf("%+v", c)
 	}
 }
