@@ -66,7 +66,8 @@ func apiserver(m Machine) Component {
 		"--endpoint-reconciler-type=none",
 		// Clients that ask often connect again now and then, to whatever API server has the
 		// fewest by then: one that has come back gets its share. Upstream's advice for
-		// those behind a balancer; they send no request twice for it (kubernetes PR 88567).
+		// those behind a balancer; they send no request twice for it (kubernetes PR 88567). A
+		// single server has it too: it need not start again when another one joins.
 		"--goaway-chance=0.001",
 		"--profiling=false",
 	}

@@ -211,10 +211,11 @@ key: %[7]s
 		// It reads its file again but for where it listens, and what the virtual
 		// IP is: then it must be another process. So must that of a kuorum whose
 		// balancer understands another file, or answers otherwise.
-		Env:         append([]string{balancerVersion, "KUORUM_LISTEN=" + m.Node.Address}, vipEnv(m)...),
-		Files:       []File{file},
-		Ready:       httpReady(EndpointStatus + "/healthz"),
-		StopTimeout: 5 * time.Second,
+		Env:   append([]string{balancerVersion, "KUORUM_LISTEN=" + m.Node.Address}, vipEnv(m)...),
+		Files: []File{file},
+		Ready: httpReady(EndpointStatus + "/healthz"),
+		// 3 s for its clients, 0.3 s for their last packets, and two runs of nft.
+		StopTimeout: 8 * time.Second,
 	}
 }
 

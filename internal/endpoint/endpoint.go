@@ -96,7 +96,8 @@ func (b *Balancer) lead(ctx context.Context, client net.Conn) (net.Conn, error) 
 // Run serves what the configuration file at path says and follows changes of
 // its backends. It blocks until ctx is done, gives the virtual IP up, closes all
 // connections, each at a moment at which its client seems to wait for no answer, 3 s
-// later at the latest, and returns nil. It fails at once if the file is
+// later at the latest, and returns nil. Those with the virtual IP it closes at once,
+// unless that has moved in order before: nobody would answer them. It fails at once if the file is
 // wrong, the files it names cannot be read or an address cannot be listened on.
 //
 // The file is looked at once a second and must be replaced, not rewritten in

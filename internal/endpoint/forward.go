@@ -7,12 +7,13 @@ import (
 	"io"
 	"log/slog"
 	"net"
-	"os"
 	"slices"
 	"sync"
 	"sync/atomic"
 	"syscall"
 	"time"
+
+	"kuorum/internal/host"
 )
 
 const (
@@ -124,16 +125,8 @@ func awaitWord(ctx context.Context, client net.Conn, limit time.Duration) error 
 		return err
 	}
 	defer context.AfterFunc(ctx, func() { _ = tcp.SetReadDeadline(time.Unix(0, 1)) })()
-	var n int
-	var failed error
-	waited := raw.Read(func(fd uintptr) (done bool) {
-		for failed = syscall.EINTR; errors.Is(failed, syscall.EINTR); {
-			n, _, failed = syscall.Recvfrom(int(fd), make([]byte, 1), syscall.MSG_PEEK)
-		}
-		return !errors.Is(failed, syscall.EAGAIN)
-	})
-	if waited != nil || failed != nil || n == 0 {
-		return errors.Join(errMute, waited, failed)
+	if ended, err := host.Await(raw); ended || err != nil {
+		return errors.Join(errMute, err)
 	}
 	return tcp.SetReadDeadline(time.Time{})
 }
@@ -190,25 +183,26 @@ type talk struct {
 type voice struct {
 	talk *talk
 	last *atomic.Int64
+	asks bool // it is the client's
 }
 
 func (t *talk) client() voice {
 	if t == nil {
 		return voice{}
 	}
-	return voice{t, &t.asked}
+	return voice{t, &t.asked, true}
 }
 
 func (t *talk) backend() voice {
 	if t == nil {
 		return voice{}
 	}
-	return voice{t, &t.answered}
+	return voice{t, &t.answered, false}
 }
 
 func (v voice) says() {
 	if v.talk != nil {
-		v.last.Store(int64(time.Since(v.talk.began)))
+		v.last.Store(max(1, int64(time.Since(v.talk.began)))) // zero is never
 	}
 }
 
@@ -224,13 +218,32 @@ func (v voice) saysMuch(dst io.Writer, src io.Reader) error {
 }
 
 // pause is for how long nothing has been said since an answer; zero while that is not
-// known, or there is none.
-func (t *talk) pause() time.Duration {
-	answered := t.answered.Load()
-	if answered < t.asked.Load() || t.long.Load() > 0 {
+// known, or there is none. Of those who say more than a message the kernel knows when
+// the last bytes came and went.
+func (t *talk) pause(backend net.Conn) time.Duration {
+	asked, answered := time.Duration(t.asked.Load()), time.Duration(t.answered.Load())
+	if answered == 0 {
 		return 0
 	}
-	return time.Since(t.began) - time.Duration(answered)
+	if t.long.Load() == 0 {
+		return pauseOf(asked, answered, time.Since(t.began))
+	}
+	tcp, ok := backend.(syscall.Conn)
+	if !ok {
+		return 0
+	}
+	last, err := host.LastExchange(tcp)
+	if err != nil {
+		return 0
+	}
+	return pauseOf(-last.Sent, -last.Received, 0)
+}
+
+func pauseOf(asked, answered, now time.Duration) time.Duration {
+	if answered < asked {
+		return 0
+	}
+	return now - answered
 }
 
 // pump copies from src until its end and passes the end on. A connection that
@@ -258,11 +271,10 @@ func (r *relay) copy(dst, src net.Conn, v voice) error {
 		return err
 	}
 	for {
-		n, err := r.copyMessage(dst, raw)
+		n, err := r.copyMessage(dst, raw, v)
 		if n == 0 || err != nil {
 			return err
 		}
-		v.says()
 		if n < messageSize {
 			continue
 		}
@@ -276,43 +288,31 @@ func (r *relay) copy(dst, src net.Conn, v voice) error {
 
 // copyMessage waits until src has sent something and copies it, at most a messageSize;
 // no byte and no error are src's end.
-func (r *relay) copyMessage(dst io.Writer, src syscall.RawConn) (int, error) {
-	var m *message
-	var n int
-	var failed error
-	waited := src.Read(func(fd uintptr) (done bool) {
-		m = r.take()
-		n, failed = syscall.Read(int(fd), m[:])
-		for errors.Is(failed, syscall.EINTR) {
-			n, failed = syscall.Read(int(fd), m[:])
-		}
-		if errors.Is(failed, syscall.EAGAIN) {
-			r.spare.Put(m)
-			m = nil
-			return false
-		}
-		return true
-	})
-	if m != nil {
-		defer r.spare.Put(m)
+func (r *relay) copyMessage(dst io.Writer, src syscall.RawConn, v voice) (int, error) {
+	data, err := host.Receive(src, r.take, r.give)
+	if err != nil {
+		return 0, err
 	}
-	switch {
-	case waited != nil:
-		return 0, waited
-	case failed != nil:
-		return 0, os.NewSyscallError("read", failed)
-	case n == 0:
+	defer r.give(data)
+	if len(data) == 0 {
 		return 0, nil
 	}
-	return dst.Write(m[:n])
+	if v.asks {
+		v.says() // who has begun to ask waits for an answer, also if the other is slow to hear it
+	}
+	n, err := dst.Write(data)
+	v.says()
+	return n, err
 }
 
-func (r *relay) take() *message {
+func (r *relay) take() []byte {
 	if m, ok := r.spare.Get().(*message); ok {
-		return m
+		return m[:]
 	}
-	return new(message)
+	return new(message)[:]
 }
+
+func (r *relay) give(b []byte) { r.spare.Put((*message)(b[:messageSize])) }
 
 // bare returns the connection inside a link, which io.Copy needs to see so that
 // it can use splice(2). Other wrappers (TLS) change the bytes and stay.

@@ -426,3 +426,51 @@ func TestAwaitWord(t *testing.T) {
 		}
 	})
 }
+
+// TestPauseAfterALongAnswer: who has got more than a message, and nothing since, pauses.
+func TestPauseAfterALongAnswer(t *testing.T) {
+	ln := localListener(t)
+	var there *link
+	dialled := make(chan struct{})
+	dial := func(ctx context.Context, _ net.Conn) (net.Conn, error) {
+		conn, err := (&net.Dialer{}).DialContext(ctx, "tcp", serveTCP(t, func(conn *net.TCPConn) {
+			question := make([]byte, 1)
+			for {
+				if _, err := io.ReadFull(conn, question); err != nil {
+					return
+				}
+				if question[0] == '?' {
+					_, _ = conn.Write(make([]byte, 2*messageSize))
+				}
+			}
+		}))
+		there = &link{Conn: conn, release: func() {}, talk: talk{began: time.Now()}}
+		close(dialled)
+		return there, err
+	}
+	ctx, cancel := context.WithCancel(t.Context())
+	done := make(chan error, 1)
+	go func() { done <- Forward(ctx, ln, dial, slog.New(slog.DiscardHandler)) }()
+	defer func() { cancel(); <-done }()
+	client := dialTCP(t, ln.Addr().String())
+	<-dialled
+	pause := func() time.Duration { return there.talk.pause(there.Conn) }
+	if got := pause(); got != 0 {
+		t.Errorf("nothing was said, and it pauses for %v", got)
+	}
+	answer := make([]byte, 2*messageSize)
+	for range 2 {
+		if _, err := io.WriteString(client, "?"); err != nil {
+			t.Fatal(err)
+		}
+		if _, err := io.ReadFull(client, answer); err != nil {
+			t.Fatal(err)
+		}
+		eventually(t, "it pauses", func() bool { return pause() >= 50*time.Millisecond })
+	}
+	if there.talk.long.Load() != 1 {
+		t.Error("the long answer is over")
+	}
+	_, _ = io.WriteString(client, "!")
+	eventually(t, "it waits for an answer", func() bool { return pause() == 0 })
+}

@@ -162,22 +162,26 @@ const (
 	// parting is how long a balancer that stops goes on for the connections it has.
 	parting = 3 * time.Second
 	// longPause is how long nothing must have been said on one that is closed at
-	// first; later less is enough, as its clients have had their chance to say nothing.
-	longPause, shortPause = time.Second, 2 * time.Millisecond
+	// first; that falls to shortPause. Writes wait for disks, so an answer in pieces may
+	// look like a pause: lastPause, for who has made no other, is better than none.
+	longPause, shortPause, lastPause = time.Second, 20 * time.Millisecond, 2 * time.Millisecond
+	// falling is how long it falls; then it is lastPause.
+	falling = parting - 600*time.Millisecond
 	// partAgain is how often it looks for such.
-	partAgain = time.Millisecond
+	partAgain = 10 * time.Millisecond
 )
 
 // part closes the connections with these backends, each when its client seems to wait
-// for no answer: who connects again is served elsewhere. It returns how many are left
-// after parting, or when ctx ends.
+// for no answer: who connects again is served elsewhere. Those who connect meanwhile
+// are left alone. It returns how many of the others are left after parting, or when
+// ctx ends.
 func (p *pool) part(ctx context.Context, with func(*member) bool) (left int) {
 	begun := time.Now()
 	tick := time.NewTicker(partAgain)
 	defer tick.Stop()
 	for {
 		gone := time.Since(begun)
-		closing, left := p.paused(with, enoughPause(gone))
+		closing, left := p.paused(with, begun, enoughPause(gone))
 		for _, l := range closing {
 			closeAll(l)
 		}
@@ -219,23 +223,24 @@ func (p *pool) leave(address string) (*member, error) {
 	if i < 0 {
 		return nil, fmt.Errorf("no backend has the address %s", address)
 	}
-	m := p.members[i]
-	if p.better(m).IsZero() {
+	m, now := p.members[i], time.Now()
+	if !slices.ContainsFunc(p.members, func(other *member) bool { return other != m && other.state == Healthy && now.After(other.leaving) }) {
 		return nil, errors.New("no other backend works")
 	}
-	m.leaving = time.Now().Add(leavingFor)
+	m.leaving = now.Add(leavingFor)
 	return m, nil
 }
 
-// enoughPause falls from longPause to shortPause, which it is for the last quarter.
 func enoughPause(gone time.Duration) time.Duration {
-	const falls = parting - parting/4
-	return max(shortPause, longPause*(falls-gone)/falls)
+	if gone >= falling {
+		return lastPause
+	}
+	return max(shortPause, longPause*(falling-gone)/falling)
 }
 
-// paused lists the connections on which nothing has been said for that long, and
-// counts the others.
-func (p *pool) paused(with func(*member) bool, enough time.Duration) (paused []*link, others int) {
+// paused lists the connections from before begun on which nothing has been said for
+// that long, and counts the others from before.
+func (p *pool) paused(with func(*member) bool, begun time.Time, enough time.Duration) (paused []*link, others int) {
 	p.mu.Lock()
 	defer p.mu.Unlock()
 	for _, m := range p.members {
@@ -243,11 +248,13 @@ func (p *pool) paused(with func(*member) bool, enough time.Duration) (paused []*
 			continue
 		}
 		for l := range m.links {
-			if l.talk.pause() < enough {
+			switch {
+			case l.talk.began.After(begun):
+			case l.talk.pause(l.Conn) < enough:
 				others++
-				continue
+			default:
+				paused = append(paused, l)
 			}
-			paused = append(paused, l)
 		}
 	}
 	return paused, others

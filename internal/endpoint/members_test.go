@@ -348,13 +348,13 @@ func TestEnoughPause(t *testing.T) {
 	}
 	for gone := time.Duration(0); gone <= parting; gone += 10 * time.Millisecond {
 		now := enoughPause(gone)
-		if now > last || now < shortPause {
+		if now > last || now < lastPause {
 			t.Fatalf("after %v it is %v, and was %v", gone, now, last)
 		}
 		last = now
 	}
-	if last != shortPause || enoughPause(parting-parting/4) != shortPause {
-		t.Errorf("it ends with %v", last)
+	if before := enoughPause(falling - 1); last != lastPause || before != shortPause {
+		t.Errorf("it is %v, and ends with %v", before, last)
 	}
 }
 
@@ -367,6 +367,7 @@ func TestPartsInPauses(t *testing.T) {
 		atLeast, at time.Duration // when it is closed
 	}{
 		"silent for long":     {func(context.Context, *link) {}, 0, 10 * time.Millisecond},
+		"never answered":      {func(_ context.Context, l *link) { l.talk.answered.Store(0) }, parting, parting + 10*time.Millisecond},
 		"answered last":       {func(_ context.Context, l *link) { l.talk.client().says(); l.talk.backend().says() }, 500 * time.Millisecond, parting / 2},
 		"waits for an answer": {func(_ context.Context, l *link) { l.talk.client().says() }, parting, parting + 10*time.Millisecond},
 		"gets its answer after a second": {func(ctx context.Context, l *link) {
@@ -396,6 +397,7 @@ func TestPartsInPauses(t *testing.T) {
 				}
 				time.Sleep(time.Minute)
 				l := conn.(*link)
+				l.talk.answered.Store(1) // a minute ago
 				ctx, cancel := context.WithCancel(t.Context())
 				var talking sync.WaitGroup
 				talking.Go(func() { tt.talk(ctx, l) })
@@ -444,6 +446,11 @@ func TestPartsFromOne(t *testing.T) {
 			t.Error("parts from nobody")
 		}
 		connect(4)
+		for _, m := range p.members {
+			for l := range m.links {
+				l.talk.backend().says()
+			}
+		}
 		time.Sleep(time.Minute)
 		have("at first", 2, 2)
 		if err := p.partFrom(t.Context(), "s1"); err != nil {
@@ -456,6 +463,10 @@ func TestPartsFromOne(t *testing.T) {
 		say(0, ready)
 		connect(2)
 		have("it is back", 2, 4)
+		for l := range p.members[0].links {
+			l.talk.backend().says()
+		}
+		time.Sleep(time.Minute)
 		if err := p.partFrom(t.Context(), "s1"); err != nil {
 			t.Fatal(err)
 		}

@@ -66,8 +66,8 @@ func newKeeper(cfg VIP, log *slog.Logger) *keeper {
 	return k
 }
 
-// run takes part in keeping the address until ctx is done, and returns when serving is
-// as well: until then connections may need the address. Without a virtual IP
+// run takes part in keeping the address until ctx is done. Where that has moved in order
+// and left connections here it returns when serving is done as well. Without a virtual IP
 // a balancer is worth a lot still, so what fails here is logged, and tried again.
 func (k *keeper) run(ctx, serving context.Context, lit func() bool) {
 	ctx, cancel := context.WithCancel(ctx)

@@ -1,6 +1,7 @@
 package host
 
 import (
+	"cmp"
 	"context"
 	"errors"
 	"fmt"
@@ -134,4 +135,43 @@ func LastExchange(conn syscall.Conn) (Exchange, error) {
 
 		Unacknowledged: info.Unacked > 0,
 	}, nil
+}
+
+// Receive waits until a connection has bytes to read, or has ended, and reads as many
+// as there are at once. take gets it a buffer when there may be some, and give has it
+// back when there are none: who waits holds none. At the end of the connection data is
+// empty, and the buffer is the caller's to give back in any case but an error.
+func Receive(conn syscall.RawConn, take func() []byte, give func([]byte)) (data []byte, err error) {
+	var n int
+	waited := conn.Read(func(fd uintptr) (done bool) {
+		data = take()
+		if n, err = receive(fd, data, 0); err == nil {
+			return true
+		}
+		give(data)
+		data = nil
+		return !errors.Is(err, unix.EAGAIN)
+	})
+	if err := cmp.Or(waited, os.NewSyscallError("recv", err)); err != nil {
+		return nil, err
+	}
+	return data[:n], nil
+}
+
+// Await waits as Receive does and leaves everything unread; ended tells that nothing
+// will come any more.
+func Await(conn syscall.RawConn) (ended bool, err error) {
+	var n int
+	waited := conn.Read(func(fd uintptr) (done bool) {
+		n, err = receive(fd, make([]byte, 1), unix.MSG_PEEK)
+		return !errors.Is(err, unix.EAGAIN)
+	})
+	return n == 0, cmp.Or(waited, os.NewSyscallError("recv", err))
+}
+
+func receive(fd uintptr, into []byte, flags int) (n int, err error) {
+	for err = unix.EINTR; errors.Is(err, unix.EINTR); {
+		n, _, err = unix.Recvfrom(int(fd), into, flags) //nolint:gosec // a descriptor
+	}
+	return n, err
 }

@@ -29,8 +29,9 @@ func throughBalancer(api *kubeapi.Client) *kubeapi.Client {
 	return api.Through(balancer + strconv.Itoa(component.PortAPI))
 }
 
-// yieldPatience is how much longer a server takes to stop for its successors.
-const yieldPatience = 3 * time.Second
+// yieldPatience is how much longer a server takes to stop for its successors; balancers
+// take 3 s to send its clients elsewhere.
+const yieldPatience = 4 * time.Second
 
 // mourn has the lease of a program given up as soon as it is seen to be dead: the
 // others would wait for its end. What the agent finds dead as it starts counts as
@@ -195,7 +196,11 @@ func (a *Agent) stopComponents(ctx context.Context) error {
 
 // yieldAPI has the balancers of all servers send the clients of this one's API server
 // elsewhere before that stops: it answers some with an error while it does.
+// Without a virtual IP nobody but the nodes uses the balancers, and these try again.
 func (a *Agent) yieldAPI(ctx context.Context, servers []cluster.Node) {
+	if !a.spec.Load().HasVIP() {
+		return
+	}
 	var all sync.WaitGroup
 	for _, n := range servers {
 		all.Go(func() {

@@ -198,6 +198,12 @@ func TestHalfOpenConnections(t *testing.T) {
 			}
 		}
 	})
+	resident := l.memory(t, holder, "endpoint")
+	open := strings.Count(l.on(t, holder, "ss", "-Htn", "state", "established", "sport", "=", ":6443"), "\n")
+	t.Logf("the balancer takes %d MiB with %d connections", resident>>20, open)
+	if resident > 256<<20 || open < mute {
+		t.Error("that is too much, or they are too few")
+	}
 	have := w.count()
 	for range 10 {
 		if err := l.ask(t, others(holder)[0]); err != nil {
@@ -205,11 +211,6 @@ func TestHalfOpenConnections(t *testing.T) {
 		}
 	}
 	eventually(t, 5*time.Second, func() error { return atLeast(w, have+10) })
-	resident := l.memory(t, holder, "endpoint")
-	t.Logf("the balancer takes %d MiB", resident>>20)
-	if resident > 256<<20 {
-		t.Error("that is too much")
-	}
 	cancel()
 	talking.Wait()
 	for _, conn := range conns {
