@@ -10,6 +10,7 @@ import (
 	"runtime"
 	"slices"
 	"strings"
+	"sync/atomic"
 	"syscall"
 	"testing"
 	"time"
@@ -242,5 +243,59 @@ func TestLastExchange(t *testing.T) {
 	_ = near.Close()
 	if _, err := LastExchange(near.(syscall.Conn)); err == nil {
 		t.Error("a closed connection is told about")
+	}
+}
+
+// TestReceive: what was sent is read as it is there, up to the buffer; who waits holds
+// none, and the end is told apart from a failure.
+func TestReceive(t *testing.T) {
+	ln, err := net.Listen("tcp", "127.0.0.1:0")
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer ln.Close()
+	far, err := net.Dial("tcp", ln.Addr().String())
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer far.Close()
+	near, err := ln.Accept()
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer near.Close()
+	raw, err := near.(*net.TCPConn).SyscallConn()
+	if err != nil {
+		t.Fatal(err)
+	}
+	var held atomic.Int32
+	receive := func() (string, error) {
+		data, err := Receive(raw, func() []byte { held.Add(1); return make([]byte, 4) }, func([]byte) { held.Add(-1) })
+		return string(data), err
+	}
+	time.AfterFunc(30*time.Millisecond, func() {
+		if n := held.Load(); n != 0 {
+			t.Errorf("who waits holds %d buffers", n)
+		}
+		_, _ = far.Write([]byte("abcdef"))
+		_ = far.(*net.TCPConn).CloseWrite()
+	})
+	for _, want := range []string{"abcd", "ef", ""} {
+		if ended, err := Await(raw); err != nil || ended != (want == "") {
+			t.Errorf("before %q: ended is %v, %v", want, ended, err)
+		}
+		if got, err := receive(); err != nil || got != want {
+			t.Errorf("received %q, want %q, %v", got, want, err)
+		}
+	}
+	_ = near.Close()
+	if got, err := receive(); err == nil {
+		t.Errorf("received %q of a connection that is closed", got)
+	}
+	if _, err := Await(raw); err == nil {
+		t.Error("a connection that is closed is waited for")
+	}
+	if n := held.Load(); n != 3 {
+		t.Errorf("%d buffers are held, want those of three answers", n)
 	}
 }
