@@ -65,10 +65,12 @@ func apiserver(m Machine) Component {
 		// The servers' agents keep what the Service kubernetes leads to.
 		"--endpoint-reconciler-type=none",
 		// Clients that ask often connect again now and then, to whatever API server has the
-		// fewest by then: one that has come back gets its share. Upstream's advice for
-		// those behind a balancer; they send no request twice for it (kubernetes PR 88567). A
-		// single server has it too: it need not start again when another one joins.
-		"--goaway-chance=0.001",
+		// fewest by then: one that has come back gets its share, and who asks all the
+		// time has gone when a server is about to stop (ADR 0034). They send no request
+		// twice for it (kubernetes PR 88567). Upstream advises a thousandth to begin with,
+		// for those behind a balancer; a single server has it too, and need not start again
+		// when another one joins.
+		"--goaway-chance=0.005",
 		"--profiling=false",
 	}
 	return Component{

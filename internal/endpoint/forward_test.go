@@ -451,7 +451,12 @@ func TestPauseAfterALongAnswer(t *testing.T) {
 	ctx, cancel := context.WithCancel(t.Context())
 	done := make(chan error, 1)
 	go func() { done <- Forward(ctx, ln, dial, slog.New(slog.DiscardHandler)) }()
-	defer func() { cancel(); <-done }()
+	defer func() {
+		cancel()
+		if err := <-done; err != nil {
+			t.Error(err)
+		}
+	}()
 	client := dialTCP(t, ln.Addr().String())
 	<-dialled
 	pause := func() time.Duration { return there.talk.pause(there.Conn) }

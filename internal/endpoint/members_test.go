@@ -395,7 +395,7 @@ func TestPartsInPauses(t *testing.T) {
 				if err != nil {
 					t.Fatal(err)
 				}
-				time.Sleep(time.Minute)
+				wait(t.Context(), time.Minute)
 				l := conn.(*link)
 				l.talk.answered.Store(1) // a minute ago
 				ctx, cancel := context.WithCancel(t.Context())
@@ -451,7 +451,7 @@ func TestPartsFromOne(t *testing.T) {
 				l.talk.backend().says()
 			}
 		}
-		time.Sleep(time.Minute)
+		wait(t.Context(), time.Minute)
 		have("at first", 2, 2)
 		if err := p.partFrom(t.Context(), "s1"); err != nil {
 			t.Fatal(err)
@@ -466,11 +466,11 @@ func TestPartsFromOne(t *testing.T) {
 		for l := range p.members[0].links {
 			l.talk.backend().says()
 		}
-		time.Sleep(time.Minute)
+		wait(t.Context(), time.Minute)
 		if err := p.partFrom(t.Context(), "s1"); err != nil {
 			t.Fatal(err)
 		}
-		time.Sleep(leavingFor)
+		wait(t.Context(), leavingFor)
 		connect(2)
 		have("it has not stopped", 2, 4)
 	})

@@ -258,12 +258,12 @@ func TestReceive(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	defer far.Close()
+	t.Cleanup(func() { _ = far.Close() })
 	near, err := ln.Accept()
 	if err != nil {
 		t.Fatal(err)
 	}
-	defer near.Close()
+	t.Cleanup(func() { _ = near.Close() })
 	raw, err := near.(*net.TCPConn).SyscallConn()
 	if err != nil {
 		t.Fatal(err)

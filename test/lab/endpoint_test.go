@@ -4,12 +4,14 @@ package lab_test
 
 import (
 	"archive/tar"
+	"bufio"
 	"bytes"
 	"context"
 	"crypto/sha256"
 	"encoding/json"
 	"errors"
 	"fmt"
+	"io"
 	"net"
 	"os"
 	"os/exec"
@@ -20,8 +22,6 @@ import (
 	"sync"
 	"testing"
 	"time"
-
-	"golang.org/x/sys/unix"
 )
 
 const virtualIP = "198.18.0.254"
@@ -179,25 +179,7 @@ func TestHalfOpenConnections(t *testing.T) {
 	l.awaitReady(t)
 	holder := l.holder(t, "cp1", "cp2", "cp3")
 	w, end := l.underWrites(t, "half-open")
-	conns, err := l.dialAll(t, virtualIP+":6443", mute+slow)
-	if err != nil {
-		t.Fatal(err)
-	}
-	ctx, cancel := context.WithCancel(t.Context())
-	var talking sync.WaitGroup
-	talking.Go(func() {
-		tick := time.NewTicker(time.Second)
-		defer tick.Stop()
-		for word := []byte{22, 3, 1, 2, 0, 1, 0, 1, 252, 3, 3, 0, 0, 0, 0, 0}; ctx.Err() == nil && len(word) > 0; word = word[1:] {
-			for _, conn := range conns[:slow] {
-				_, _ = conn.Write(word[:1])
-			}
-			select {
-			case <-ctx.Done():
-			case <-tick.C:
-			}
-		}
-	})
+	leave := l.crowd(t, virtualIP+":6443", mute, slow)
 	resident := l.memory(t, holder, "endpoint")
 	open := strings.Count(l.on(t, holder, "ss", "-Htn", "state", "established", "sport", "=", ":6443"), "\n")
 	t.Logf("the balancer takes %d MiB with %d connections", resident>>20, open)
@@ -211,48 +193,91 @@ func TestHalfOpenConnections(t *testing.T) {
 		}
 	}
 	eventually(t, 5*time.Second, func() error { return atLeast(w, have+10) })
-	cancel()
-	talking.Wait()
-	for _, conn := range conns {
-		_ = conn.Close()
-	}
+	leave()
 	end()
 	if w.gap > 2*time.Second {
 		t.Errorf("writes stopped for %v", w.gap)
 	}
 }
 
-// dialAll connects so many times from the network of the lab's switch.
-func (l *lab) dialAll(t *testing.T, address string, n int) (conns []net.Conn, err error) {
+// crowd connects so many clients that say nothing, and so many that say a byte each
+// second, from the network of the lab's switch. They are another process, see beCrowd.
+func (l *lab) crowd(t *testing.T, address string, mute, slow int) (leave func()) {
 	t.Helper()
 	pid, err := os.ReadFile(filepath.Join(tests.dir, "labs", l.name, "lab.pid"))
 	if err != nil {
-		return nil, err
+		t.Fatal(err)
 	}
-	network, err := os.Open("/proc/" + strings.TrimSpace(string(pid)) + "/ns/net")
+	self, err := os.Executable()
 	if err != nil {
-		return nil, err
+		t.Fatal(err)
 	}
-	defer network.Close()
-	done := make(chan error)
-	go func() {
-		runtime.LockOSThread() // and ends with it: its network is another one
-		err := unix.Setns(int(network.Fd()), unix.CLONE_NEWNET)
-		for len(conns) < n && err == nil {
-			var conn net.Conn
-			if conn, err = net.DialTimeout("tcp", address, 5*time.Second); err == nil {
-				conns = append(conns, conn)
-			}
-		}
-		done <- err
-	}()
-	err = <-done
-	t.Cleanup(func() {
-		for _, conn := range conns {
-			_ = conn.Close()
+	cmd := exec.CommandContext(t.Context(), "nsenter", "-t", strings.TrimSpace(string(pid)), "-n", self)
+	cmd.Env = append(os.Environ(), fmt.Sprintf("%s=%s %d %d", crowdVariable, address, mute, slow))
+	cmd.Stderr = t.Output()
+	stay, err := cmd.StdinPipe()
+	if err != nil {
+		t.Fatal(err)
+	}
+	words, err := cmd.StdoutPipe()
+	if err != nil {
+		t.Fatal(err)
+	}
+	if err := cmd.Start(); err != nil {
+		t.Fatal(err)
+	}
+	leave = sync.OnceFunc(func() {
+		_ = stay.Close()
+		if err := cmd.Wait(); err != nil {
+			t.Errorf("the crowd: %v", err)
 		}
 	})
-	return conns, err
+	t.Cleanup(leave)
+	if word, err := bufio.NewReader(words).ReadString('\n'); word != "here\n" {
+		t.Fatalf("the crowd says %q, %v", word, err)
+	}
+	return leave
+}
+
+// crowdVariable has a test binary be the crowd.
+const crowdVariable = "KUORUM_TEST_CROWD"
+
+// beCrowd connects, says so, and stays until stdin ends. The slow ones begin a TLS
+// handshake that they never end.
+func beCrowd(order string) error {
+	var address string
+	var mute, slow int
+	if _, err := fmt.Sscan(order, &address, &mute, &slow); err != nil {
+		return err
+	}
+	var conns []net.Conn
+	for range mute + slow {
+		conn, err := net.DialTimeout("tcp", address, 5*time.Second)
+		if err != nil {
+			return err
+		}
+		conns = append(conns, conn)
+	}
+	gone := make(chan struct{})
+	go func() {
+		defer close(gone)
+		_, _ = io.Copy(io.Discard, os.Stdin)
+	}()
+	if _, err := os.Stdout.WriteString("here\n"); err != nil {
+		return err
+	}
+	tick := time.NewTicker(time.Second)
+	defer tick.Stop()
+	for hello := []byte{22, 3, 1, 2, 0, 1, 0, 1, 252, 3, 3, 0, 0, 0, 0, 0}; ; hello = hello[min(1, len(hello)-1):] {
+		for _, conn := range conns[:slow] {
+			_, _ = conn.Write(hello[:1]) // it may have been closed
+		}
+		select {
+		case <-gone:
+			return nil
+		case <-tick.C:
+		}
+	}
 }
 
 // memory is what a component of a machine has resident, in bytes.
