@@ -1,13 +1,15 @@
 // Command lab measures labs on this machine, as root, with what `make build`
 // left in bin: how long `kuorum up` takes, step by step, what an idle lab uses,
 // how long a server takes to join or be replaced, how long `kuorum status`
-// takes, and how much its etcd writes beside a bare one. It prints the rows of docs/benchmarks.md.
+// takes, how much its etcd writes beside a bare one, and what it takes for a failure on
+// a busy machine. It prints the rows of docs/benchmarks.md.
 //
 //	go run ./bench/lab up   [-n 5] [-servers 3]
 //	go run ./bench/lab idle [-settle 5m] [-for 60s] [-servers 3]
 //	go run ./bench/lab change [-n 5] [-servers 3]
 //	go run ./bench/lab status [-n 5]
 //	go run ./bench/lab write [-n 5] [-for 10s]
+//	go run ./bench/lab calm [-for 30m]
 package main
 
 import (
@@ -47,7 +49,7 @@ func main() {
 
 func run(args []string) error {
 	if len(args) == 0 {
-		return fmt.Errorf("usage: up, idle, change, status or write")
+		return fmt.Errorf("usage: up, idle, change, status, write or calm")
 	}
 	if args[0] == "load" { // write calls itself so, also on a machine of the lab
 		return load(args[1:])
@@ -56,7 +58,7 @@ func run(args []string) error {
 	n := flags.Int("n", 5, "runs")
 	servers := flags.Int("servers", 3, "servers of the lab")
 	settle := flags.Duration("settle", 5*time.Minute, "wait before measuring an idle lab")
-	length := flags.Duration("for", time.Minute, "how long to measure an idle lab, or to write")
+	length := flags.Duration("for", time.Minute, "how long to measure an idle lab, to write, or to be busy")
 	if err := flags.Parse(args[1:]); err != nil {
 		return err
 	}
@@ -77,6 +79,8 @@ func run(args []string) error {
 		return b.status(*n)
 	case "write":
 		return b.write(*n, *length)
+	case "calm":
+		return b.calm(*length)
 	}
 	return fmt.Errorf("unknown measurement %q", args[0])
 }
