@@ -231,6 +231,7 @@ func (p *pool) leave(address string) (*member, error) {
 	return m, nil
 }
 
+// enoughPause is how long a pause must be so long after the parting began.
 func enoughPause(gone time.Duration) time.Duration {
 	if gone >= falling {
 		return lastPause
