@@ -115,6 +115,25 @@ func (c *Client) Delete(ctx context.Context, path string) error {
 	return c.call(ctx, request{method: http.MethodDelete, path: path}, nil)
 }
 
+// Upgrade asks for what is at path as if to change the protocol, as `kubectl exec`
+// does. For that an API server makes a connection of its own with who has what is
+// below a path with /proxy/, always a new one. It fails only if there is no answer: what
+// changes no protocol is refused.
+func (c *Client) Upgrade(ctx context.Context, path string) error {
+	req, err := http.NewRequestWithContext(ctx, http.MethodGet, c.host+path, nil)
+	if err != nil {
+		return err
+	}
+	req.Header.Set("User-Agent", "kuorum")
+	req.Header.Set("Connection", "Upgrade")
+	req.Header.Set("Upgrade", "none")
+	resp, err := c.http.Do(req)
+	if err != nil {
+		return err
+	}
+	return resp.Body.Close()
+}
+
 // request is what is asked; kind is that of body, empty without one.
 type request struct{ method, path, kind, body string }
 

@@ -243,6 +243,27 @@ func TestStrangeServer(t *testing.T) {
 	}
 }
 
+// TestUpgrade: a refusal is an answer, silence is none.
+func TestUpgrade(t *testing.T) {
+	t.Parallel()
+	got := make(chan *http.Request, 1)
+	c := testClient(t, func(w http.ResponseWriter, r *http.Request) {
+		got <- r
+		w.WriteHeader(http.StatusInternalServerError)
+	})
+	if err := c.Upgrade(t.Context(), "/api/v1/nodes/cp1/proxy/healthz"); err != nil {
+		t.Fatal(err)
+	}
+	if r := <-got; r.URL.Path != "/api/v1/nodes/cp1/proxy/healthz" || r.Header.Get("Connection") != "Upgrade" || r.Header.Get("Upgrade") == "" {
+		t.Errorf("it asks %s with %v", r.URL, r.Header)
+	}
+	ended, cancel := context.WithCancel(t.Context())
+	cancel()
+	if err := c.Upgrade(ended, "/"); !errors.Is(err, context.Canceled) {
+		t.Errorf("without an answer it says %v", err)
+	}
+}
+
 // TestThrough: the same client at another address, which must be one of the server's.
 func TestThrough(t *testing.T) {
 	asked := ""

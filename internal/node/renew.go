@@ -37,6 +37,7 @@ func (a *Agent) renewCertificates(ctx context.Context) {
 		case len(names) > 0:
 			last = ""
 			a.options.Log.Info("certificates were renewed", "files", strings.Join(names, " "))
+			a.showKubelets(ctx, names)
 			a.follow(names)
 		}
 		select {
@@ -100,6 +101,42 @@ func (a *Agent) replace(ctx context.Context, choose func(context.Context, map[st
 func (a *Agent) follow(names []string) {
 	if slices.ContainsFunc(names, func(name string) bool { return strings.HasSuffix(name, "ca.crt") }) {
 		a.readAgain()
+	}
+}
+
+const (
+	// showPatience bounds how long a renewal waits for the API server to take its new
+	// certificate for kubelets into use.
+	showPatience = 5 * time.Second
+	// readAtMost is how long an API server shows the certificate that it has read before
+	// it reads it again (client-go transport.go), and a little.
+	readAtMost = 1100 * time.Millisecond
+)
+
+// showKubelets has this server's API server connect to a kubelet, if its certificate
+// for that is among the files that were renewed. It looks for a new one only when it
+// connects and every 5 minutes, and drops all its connections with kubelets then,
+// also the one that it is making (client-go transport/cert_rotation.go): the first
+// `kubectl exec` would fail. It is made to at once, and again if it has looked just
+// before. There is nothing to be had from an API server that does not answer: it reads
+// the new one when it starts.
+func (a *Agent) showKubelets(ctx context.Context, names []string) {
+	if a.server == nil || !slices.Contains(names, pki.KubeletClientPath) {
+		return
+	}
+	limited, cancel := context.WithTimeout(ctx, showPatience)
+	defer cancel()
+	kubelet := nodesPath + a.machine.Node.Name + "/proxy/healthz"
+	err := a.server.api.Upgrade(limited, kubelet)
+	if err == nil {
+		select {
+		case <-limited.Done():
+		case <-time.After(readAtMost):
+		}
+		err = a.server.api.Upgrade(limited, kubelet)
+	}
+	if err != nil {
+		a.options.Log.Info("the API server may drop a connection with a kubelet once", "error", err)
 	}
 }
 
@@ -180,6 +217,7 @@ func (a *Agent) keysAPI(mux *http.ServeMux) {
 			refuse(w, err)
 			return
 		}
+		a.showKubelets(r.Context(), names)
 		answer(w, keyring.Renewed{Files: names})
 		a.follow(names)
 	})

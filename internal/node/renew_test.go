@@ -27,6 +27,7 @@ import (
 	"kuorum/internal/component"
 	"kuorum/internal/endpoint"
 	"kuorum/internal/keyring"
+	"kuorum/internal/kubeapi"
 	"kuorum/internal/membership"
 	"kuorum/internal/pki"
 	"kuorum/internal/supervise"
@@ -98,6 +99,13 @@ func (v *village) settle(t *testing.T, n cluster.Node) {
 	}
 	if a.agents, err = membership.NodeClient(a.etc); err != nil {
 		t.Fatal(err)
+	}
+	if a.server != nil {
+		api, err := kubeapi.New(filepath.Join(a.etc, "agent.conf"), askAPI) // nobody is there
+		if err != nil {
+			t.Fatal(err)
+		}
+		a.server.api = apiClient{api}
 	}
 	v.agents[n.Name] = a
 	mux := http.NewServeMux()
@@ -306,6 +314,13 @@ func (v *village) reread(t *testing.T, name string) {
 	if a.agents, err = membership.NodeClient(a.etc); err != nil {
 		t.Fatal(err)
 	}
+	if a.server != nil {
+		api, err := kubeapi.New(filepath.Join(a.etc, "agent.conf"), askAPI) // nobody is there
+		if err != nil {
+			t.Fatal(err)
+		}
+		a.server.api = apiClient{api}
+	}
 }
 
 // TestRenewNow makes everything anew, names it, and restarts nothing: the
@@ -313,6 +328,11 @@ func (v *village) reread(t *testing.T, name string) {
 func TestRenewNow(t *testing.T) {
 	t.Parallel()
 	v := newVillage(t)
+	asked := make(chan string, 8)
+	_, v.agents["cp1"].server.api = testAPI(t, func(w http.ResponseWriter, r *http.Request) {
+		asked <- r.Header.Get("Connection") + " " + r.URL.Path
+		w.WriteHeader(http.StatusInternalServerError)
+	})
 	for _, name := range []string{"cp1", "w1"} {
 		etc := v.agents[name].etc
 		before := snapshot(t, etc)
@@ -340,6 +360,10 @@ func TestRenewNow(t *testing.T) {
 			t.Errorf("%s restarts programs", name)
 		default:
 		}
+	}
+	close(asked)
+	if got := <-asked; got != "Upgrade /api/v1/nodes/cp1/proxy/healthz" || len(asked) != 1 {
+		t.Errorf("cp1's API server was asked for %q and %d others, want one", got, len(asked))
 	}
 }
 

@@ -19,7 +19,12 @@ const (
 	balancerURL = "https://127.0.0.1:6443"
 	// apiServerPort is where an API server itself listens, behind the balancers.
 	apiServerPort = "6444"
+	kubeletClient = "pki/apiserver-kubelet-client"
 )
+
+// KubeletClientPath is the certificate, among a server's files, that its API server
+// shows to kubelets.
+const KubeletClientPath = kubeletClient + ".crt"
 
 // plan is one node, with all that its certificates must say checked and
 // worked out. Everything that makes, asks for or checks a node's certificates
@@ -344,7 +349,7 @@ func (p *plan) serverPairs() []item {
 	items := []item{
 		pairItem("pki/apiserver", fileCACert, apiServer),
 		pairItem("pki/local", fileCACert, local),
-		pairItem("pki/apiserver-kubelet-client", fileCACert, client("kube-apiserver-kubelet-client", GroupAPIServerKubelet)),
+		pairItem(kubeletClient, fileCACert, client("kube-apiserver-kubelet-client", GroupAPIServerKubelet)),
 		pairItem("pki/front-proxy-client", fileFrontProxyCert, client("front-proxy-client")),
 	}
 	if p.external {

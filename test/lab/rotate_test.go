@@ -291,6 +291,19 @@ func TestRenewNow(t *testing.T) {
 	if now := l.certificate(t, "cp2", "pki/apiserver.crt").SerialNumber; now.Cmp(serial) == 0 {
 		t.Error("the API server's certificate is the old one")
 	}
+	deployHello(t, l)
+	exec := func() {
+		l.on(t, "cp2", "env", "KUBECTL_REMOTE_COMMAND_WEBSOCKETS=false", "kuorum", "kubectl", "--server=https://198.18.0.12:6444", "exec", "deployment/hello", "--", "/hello", "get", "http://127.0.0.1:8080")
+	}
+	for range 3 { // the API server shows kubelets another certificate each time, which it reads once a second at most
+		exec()
+		time.Sleep(1100 * time.Millisecond)
+		l.run(t, "certs", "renew", "cp2")
+		exec()
+		l.run(t, "certs", "renew", "cp2")
+		time.Sleep(1100 * time.Millisecond)
+	}
+	exec()
 	if diff := l.machine(t, "cp2").pids(); !maps.Equal(diff, before) {
 		t.Errorf("programs were restarted: %v, %v", before, diff)
 	}
