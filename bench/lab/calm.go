@@ -72,7 +72,7 @@ func (b bench) makeBusy(ctx context.Context) (wait func() (fsyncs int), err erro
 	writing.Go(func() {
 		runtime.LockOSThread() // it blocks in the kernel
 		defer file.Close()
-		defer os.Remove(file.Name())
+		defer func() { _ = os.Remove(file.Name()) }()
 		for block := make([]byte, fsyncBytes); ctx.Err() == nil; n++ {
 			_, err := file.WriteAt(block, int64(n%256)*fsyncBytes)
 			if err == nil {

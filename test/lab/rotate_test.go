@@ -297,11 +297,11 @@ func TestRenewNow(t *testing.T) {
 	}
 	for range 3 { // the API server shows kubelets another certificate each time, which it reads once a second at most
 		exec()
-		time.Sleep(1100 * time.Millisecond)
+		<-time.After(1100 * time.Millisecond)
 		l.run(t, "certs", "renew", "cp2")
 		exec()
 		l.run(t, "certs", "renew", "cp2")
-		time.Sleep(1100 * time.Millisecond)
+		<-time.After(1100 * time.Millisecond)
 	}
 	exec()
 	if diff := l.machine(t, "cp2").pids(); !maps.Equal(diff, before) {
