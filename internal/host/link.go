@@ -46,7 +46,7 @@ func MakeSwitch(address netip.Prefix, mtu int) error {
 // address mac. port names the switch's end; a cable left there is replaced.
 func Plug(port string, pid int, mac net.HardwareAddr, mtu int) error {
 	if old, err := netlink.LinkByName(port); err == nil {
-		if err := netlink.LinkDel(old); err != nil {
+		if err := remove(old); err != nil {
 			return fmt.Errorf("cannot pull the old cable %s: %w", port, err)
 		}
 	}
@@ -131,6 +131,15 @@ func Addresses() ([]netip.Addr, error) {
 	}
 	slices.SortFunc(all, netip.Addr.Compare)
 	return slices.Compact(all), nil
+}
+
+// remove removes a link that may be going: the kernel removes a cable, some time after
+// the machine at one end has ended.
+func remove(link netlink.Link) error {
+	if err := netlink.LinkDel(link); !errors.Is(err, unix.ENODEV) {
+		return err
+	}
+	return nil
 }
 
 // LinkOf names the link of this network namespace that has address.

@@ -1,6 +1,7 @@
 package host
 
 import (
+	"errors"
 	"net/netip"
 	"slices"
 	"testing"
@@ -32,5 +33,26 @@ func TestAddresses(t *testing.T) {
 		return err
 	}); err != nil {
 		t.Fatal(err)
+	}
+}
+
+// TestRemoveWhatHasGone: between the look at a cable and its removal the kernel may have
+// removed it.
+func TestRemoveWhatHasGone(t *testing.T) {
+	if err := elsewhere(NetworkNamespace, func() error {
+		if err := netlink.LinkAdd(&netlink.Veth{LinkAttrs: netlink.LinkAttrs{Name: "here"}, PeerName: "there"}); err != nil {
+			return err
+		}
+		here, err := netlink.LinkByName("here")
+		if err != nil {
+			return err
+		}
+		there, err := netlink.LinkByName("there")
+		if err != nil {
+			return err
+		}
+		return errors.Join(remove(there), remove(here))
+	}); err != nil {
+		t.Error(err)
 	}
 }
