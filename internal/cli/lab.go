@@ -265,9 +265,9 @@ func (a *app) logger() *slog.Logger {
 
 var errNoMachine = errors.New("no machine of the lab is on")
 
-// withPods are the machines that run containerd: all but etcd nodes.
+// withPods are the machines that run containerd.
 func withPods(s lab.Status) []lab.MachineStatus {
-	return slices.DeleteFunc(slices.Clone(s.Machines), func(m lab.MachineStatus) bool { return m.Role == cluster.RoleEtcd })
+	return slices.DeleteFunc(slices.Clone(s.Machines), func(m lab.MachineStatus) bool { return !m.Role.RunsPods() })
 }
 
 // someMachine is the first machine for pods that is on.

@@ -237,7 +237,7 @@ func (b foreignBalancer) router(foreign netip.Addr) (loadbalancer.Router, error)
 
 // sharesNoRouter refuses what the cluster's own servers keep by VRRP already.
 func sharesNoRouter(spec *cluster.Spec, r loadbalancer.Router) error {
-	if !spec.HasVIP() {
+	if !spec.ServersHoldVIP() {
 		return nil
 	}
 	if r.Address.IsValid() && r.Address.String() == spec.EndpointHost() {

@@ -51,8 +51,8 @@ const (
 	endpointPath        = "spec.endpoint"
 )
 
-// HasVIP tells whether servers hold a virtual IP.
-func (s *Spec) HasVIP() bool { return s.Spec.Endpoint.Type == EndpointVIP }
+// ServersHoldVIP tells whether servers hold a virtual IP.
+func (s *Spec) ServersHoldVIP() bool { return s.Spec.Endpoint.Type == EndpointVIP }
 
 // EndpointHost is the name or address at which others find the API, without a
 // port; empty where there is none but the servers'.

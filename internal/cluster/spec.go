@@ -80,6 +80,10 @@ func (r Role) Noun() string {
 	return "a " + string(r)
 }
 
+// RunsPods tells whether nodes of that role are nodes of Kubernetes: they have a
+// container runtime and a kubelet.
+func (r Role) RunsPods() bool { return r == RoleServer || r == RoleWorker }
+
 // Node is one machine.
 type Node struct {
 	// Name is a DNS label of at most 40 characters and also the host name.
@@ -261,10 +265,9 @@ func (s *Spec) HasMember(n Node) bool {
 	return !s.EtcdExternal() && (n.Role == RoleEtcd || n.Role == RoleServer && !s.EtcdApart())
 }
 
-// KubernetesNodes lists those that register with Kubernetes, in file order: all
-// but etcd nodes.
+// KubernetesNodes lists those that register with Kubernetes, in file order.
 func (s *Spec) KubernetesNodes() []Node {
-	return slices.DeleteFunc(slices.Clone(s.Spec.Nodes), func(n Node) bool { return n.Role == RoleEtcd })
+	return slices.DeleteFunc(slices.Clone(s.Spec.Nodes), func(n Node) bool { return !n.Role.RunsPods() })
 }
 
 // Node returns the node of that name, and whether there is one.

@@ -168,7 +168,7 @@ type Component struct {
 // Starting order is in After.
 func For(m Machine) []Component {
 	var list []Component
-	kubernetes, server := m.Node.Role != cluster.RoleEtcd, m.Node.Role == cluster.RoleServer
+	kubernetes, server := m.Node.Role.RunsPods(), m.Node.Role == cluster.RoleServer
 	if kubernetes {
 		list = append(list, containerd(m)) // speaks to nobody by certificate
 	}

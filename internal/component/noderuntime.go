@@ -272,4 +272,4 @@ func vipEnv(m Machine) []string {
 	return []string{fmt.Sprintf("KUORUM_VIP=%s %d %s", e.Address, e.VIP.ID, e.VIP.Interval)}
 }
 
-func mayHoldVIP(m Machine) bool { return m.Spec.HasVIP() && m.Node.Role == cluster.RoleServer }
+func mayHoldVIP(m Machine) bool { return m.Spec.ServersHoldVIP() && m.Node.Role == cluster.RoleServer }

@@ -40,7 +40,7 @@ func Ports(spec *cluster.Spec, node cluster.Node) []Port {
 	}
 	add("agent", own, agent.Port)
 	add("agent", loopback, agent.Port)
-	if node.Role == cluster.RoleEtcd {
+	if !node.Role.RunsPods() {
 		return list
 	}
 	add("endpoint", own, PortAPI)

@@ -78,7 +78,7 @@ func (s *Service) takeBack(ctx context.Context, j join, revision int64) error {
 
 // deleteNode removes the Kubernetes object of a node that may have one.
 func (s *Service) deleteNode(ctx context.Context, name string, role cluster.Role) error {
-	if role == cluster.RoleEtcd {
+	if !role.RunsPods() {
 		return nil
 	}
 	return s.DeleteNode(ctx, name)

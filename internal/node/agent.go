@@ -208,7 +208,7 @@ func (a *Agent) disconnect() {
 // prepare sets what the kernel must do for a node of Kubernetes: pass packets
 // on, and have the cluster's DNS address on lo.
 func prepare(m component.Machine) error {
-	if m.Node.Role == cluster.RoleEtcd {
+	if !m.Node.Role.RunsPods() {
 		return errors.Join(os.MkdirAll(component.RunDir, 0o755), link(m.Bundle, component.BundleLink))
 	}
 	dns, err := netip.ParseAddr(m.Spec.Spec.DNS.Address)
@@ -323,7 +323,7 @@ func (a *Agent) work(group *errgroup.Group, ctx context.Context) { //nolint:revi
 		}
 	}
 	group.Go(func() error { return a.supervisor.Run(ctx) })
-	if a.machine.Node.Role != cluster.RoleEtcd { // there are pods
+	if a.machine.Node.Role.RunsPods() {
 		group.Go(func() error { return a.importImages(ctx) })
 		group.Go(func() error { return a.keepCNI(ctx) })
 	}

@@ -198,7 +198,7 @@ func (a *Agent) stopComponents(ctx context.Context) error {
 // elsewhere before that stops: it answers some with an error while it does.
 // Without a virtual IP nobody but the nodes uses the balancers, and these try again.
 func (a *Agent) yieldAPI(ctx context.Context, servers []cluster.Node) {
-	if !a.spec.Load().HasVIP() {
+	if !a.spec.Load().ServersHoldVIP() {
 		return
 	}
 	var all sync.WaitGroup
@@ -300,7 +300,7 @@ func (a *Agent) expectVIP(ctx context.Context, from string) error {
 // whose balancer reaches the API.
 func (a *Agent) yieldVIP(ctx context.Context) {
 	spec := a.spec.Load()
-	if !a.machine.Spec.HasVIP() {
+	if !a.machine.Spec.ServersHoldVIP() {
 		return
 	}
 	if s := askVIP(ctx, ""); s.State != cluster.VIPActive {
@@ -356,7 +356,7 @@ func (a *Agent) tellClients(ctx context.Context, balancer endpoint.Control) http
 // the holder alone: the one that will be holder next is asked already, and one
 // without clients has no news.
 func (a *Agent) learnClients(ctx context.Context) {
-	if !a.machine.Spec.HasVIP() {
+	if !a.machine.Spec.ServersHoldVIP() {
 		return
 	}
 	a.clientLearner(balancerControl).Run(ctx, a.otherServers)
@@ -383,7 +383,7 @@ func (a *Agent) otherServers() (others []netip.Addr) {
 // and take the virtual IP, so its balancer ends first of all, after those that give
 // their leases up through it.
 func (a *Agent) dropVIP(ctx context.Context) {
-	if !a.machine.Spec.HasVIP() || a.server == nil {
+	if !a.machine.Spec.ServersHoldVIP() || a.server == nil {
 		return
 	}
 	for _, name := range []string{cluster.ControllerManagerName, cluster.SchedulerName, "endpoint"} {

@@ -50,7 +50,7 @@ func (a *Agent) Status(ctx context.Context) cluster.NodeStatus {
 	if a.server != nil {
 		all.Go(func() { s.Leaders = a.server.leaders(ctx, a.machine.Spec.Elections()) })
 	}
-	if a.server != nil && a.machine.Spec.HasVIP() {
+	if a.server != nil && a.machine.Spec.ServersHoldVIP() {
 		all.Go(func() { s.VIP = askVIP(ctx, a.machine.Spec.Spec.Endpoint.Address) })
 	}
 	if a.server != nil && a.server.external != nil {

@@ -181,7 +181,7 @@ func firstService(services string) (netip.Addr, error) {
 // those of a server on whether it has a member.
 func (p *plan) items() []item {
 	items := []item{pairItem("pki/agent", fileAgentCert, p.agent())}
-	if p.role != cluster.RoleEtcd {
+	if p.role.RunsPods() {
 		items = append(items, p.kubernetesItems()...)
 	}
 	if p.role == cluster.RoleServer {
