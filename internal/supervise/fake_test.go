@@ -73,7 +73,7 @@ func (p *fakeProcess) Signal(sig syscall.Signal) error {
 	p.system.mu.Lock()
 	defer p.system.mu.Unlock()
 	p.system.signals = append(p.system.signals, sig)
-	if sig == syscall.SIGKILL || !p.system.stubborn {
+	if sig == syscall.SIGKILL || sig == syscall.SIGTERM && !p.system.stubborn {
 		p.die("signal: " + sig.String())
 	}
 	return nil

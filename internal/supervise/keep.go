@@ -183,7 +183,8 @@ func (u *unit) forget(c *child) {
 // the package comment. It does not heed any context: once the program runs,
 // the record must follow.
 func (s *Supervisor) start(u *unit) {
-	c, err := s.launch(u)
+	r := s.newRecord(u)
+	c, err := s.launch(u, r)
 	if err != nil {
 		s.log.Error("component cannot be started", "component", u.Name, "error", err)
 		s.update(u, func() { u.state.Phase, u.state.Message = PhaseBackoff, err.Error() })
@@ -191,13 +192,12 @@ func (s *Supervisor) start(u *unit) {
 	}
 	s.log.Info("component started", "component", u.Name, "pid", c.pid)
 	s.update(u, func() {
-		u.child = c
+		u.child, u.loaded = c, r.Loaded
 		u.state.Phase, u.state.PID, u.state.Message = PhaseStarting, c.pid, ""
 	})
 }
 
-func (s *Supervisor) launch(u *unit) (*child, error) {
-	r := s.newRecord(u)
+func (s *Supervisor) launch(u *unit, r record) (*child, error) {
 	if err := s.writeRecord(r); err != nil {
 		return nil, err
 	}

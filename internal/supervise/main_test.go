@@ -36,12 +36,15 @@ func TestMain(m *testing.M) {
 }
 
 // runChild is a component: JOURNAL NAME [gate=OTHER] [stubborn]. It writes
-// "start NAME", then, once OTHER has started too, "ready NAME", and "stop
-// NAME" when it is told to stop, unless it is stubborn.
+// "start NAME", then, once OTHER has started too, "ready NAME", "reload NAME" whenever
+// it is told to read its files again, and "stop NAME" when it is told to stop, unless
+// it is stubborn.
 func runChild(args []string) error {
 	journal, name, options := args[0], args[1], args[2:]
 	term := make(chan os.Signal, 1)
 	signal.Notify(term, syscall.SIGTERM)
+	again := make(chan os.Signal, 10)
+	signal.Notify(again, syscall.SIGUSR2)
 	if err := note(journal, "start "+name); err != nil {
 		return err
 	}
@@ -64,6 +67,11 @@ func runChild(args []string) error {
 		select {
 		case <-life.C:
 			return nil
+		case <-again:
+			if err := note(journal, "reload "+name); err != nil {
+				return err
+			}
+			continue
 		case <-term:
 		}
 		if !slices.Contains(options, "stubborn") {

@@ -34,6 +34,7 @@ type record struct {
 	Name        string        `json:"name"`
 	Path        string        `json:"path"`
 	Digest      string        `json:"digest"`
+	Loaded      string        `json:"loaded,omitempty"` // as Reloading.Digest
 	Boot        string        `json:"boot"`
 	Launch      string        `json:"launch"`
 	PID         int           `json:"pid,omitempty"`
@@ -43,7 +44,7 @@ type record struct {
 
 func (s *Supervisor) newRecord(u *unit) record {
 	return record{
-		Name: u.Name, Path: u.Path, Digest: u.Digest, Boot: s.boot,
+		Name: u.Name, Path: u.Path, Digest: u.Digest, Loaded: s.wanted(u), Boot: s.boot,
 		Launch: rand.Text(), StopTimeout: u.StopTimeout,
 	}
 }
@@ -189,7 +190,7 @@ func (s *Supervisor) adopt(ctx context.Context, r record) error {
 	}
 	s.log.Info("component adopted", "component", r.Name, "pid", c.pid, "outdated", r.Digest != u.Digest)
 	s.update(u, func() {
-		u.child, u.state.Outdated = c, r.Digest != u.Digest
+		u.child, u.loaded, u.state.Outdated = c, r.Loaded, r.Digest != u.Digest
 		u.state.Phase, u.state.PID, u.state.Adopted = PhaseStarting, c.pid, true
 	})
 	return nil

@@ -73,6 +73,8 @@ type Process struct {
 	// Digest stands for program and configuration. One that runs already is
 	// adopted if its digest is equal, otherwise replaced when its turn comes.
 	Digest string
+	// Reload is how it reads files again that Digest does not stand for.
+	Reload Reloading
 	// StopTimeout is the time between SIGTERM and SIGKILL; 0 means 10 s.
 	StopTimeout time.Duration
 }
@@ -128,8 +130,11 @@ type unit struct {
 	wasReady chan struct{} // closed when it was ready for the first time
 
 	// Guarded by Supervisor.mu.
-	state State
-	child *child        // nil when nothing runs
+	state  State
+	child  *child // nil when nothing runs
+	loaded string // Reload.Digest of what the child has read
+
+	fresh chan struct{} // one waits there when Reload.Digest has changed
 	held  chan struct{} // not nil while Restart keeps it from starting; closed then
 }
 
@@ -144,7 +149,7 @@ func New(dir string, log *slog.Logger, processes []Process) (*Supervisor, error)
 	}
 	s := &Supervisor{dir: dir, log: log, system: linux{}, units: units, changed: make(chan struct{})}
 	for _, u := range units {
-		u.state = State{Name: u.Name, Phase: PhaseWaiting, Since: time.Now()}
+		u.state, u.fresh = State{Name: u.Name, Phase: PhaseWaiting, Since: time.Now()}, make(chan struct{}, 1)
 	}
 	return s, nil
 }
@@ -163,6 +168,9 @@ func (s *Supervisor) Run(ctx context.Context) error {
 	var group sync.WaitGroup
 	for _, u := range s.units {
 		group.Go(func() { s.keep(ctx, u) })
+		if u.Reload.Signal != 0 {
+			group.Go(func() { s.keepLoaded(ctx, u) })
+		}
 	}
 	group.Go(func() { s.rotateLogs(ctx) })
 	group.Wait()
