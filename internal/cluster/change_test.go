@@ -2,6 +2,7 @@ package cluster
 
 import (
 	"errors"
+	"strings"
 	"testing"
 	"time"
 
@@ -102,6 +103,33 @@ func TestEtcdStaysWhereItIs(t *testing.T) {
 	refused("the last etcd node as a worker", err)
 	if _, err := one.Without("cp1"); err == nil {
 		t.Error("a cluster is left without a server")
+	}
+}
+
+// TestLastBalancerStays: with it the address of the API would go.
+func TestLastBalancerStays(t *testing.T) {
+	spec, err := Parse("cluster.yaml", []byte("apiVersion: kuorum.dev/v1alpha1\nkind: Cluster\nmetadata: {name: a}\nspec:\n  endpoint: {type: haproxy}\n"))
+	if err != nil {
+		t.Fatal(err)
+	}
+	one, err := spec.Without("lb1")
+	if err != nil || len(one.Balancers()) != 1 || one.Balancers()[0].Address != "198.18.0.42" {
+		t.Fatalf("%+v, %v", one, err)
+	}
+	_, err = one.Without("lb2")
+	problem, ok := errors.AsType[*Problem](err)
+	if !ok || problem.Exit != ExitRefused || !strings.Contains(problem.Why, spec.Spec.Endpoint.Address) {
+		t.Errorf("the last one: %v", err)
+	}
+	if _, err := one.With(Node{Name: "lb2", Role: RoleWorker}); err == nil {
+		t.Error("the last one becomes a worker")
+	}
+	two, err := one.With(Node{Name: "lb9", Role: RoleBalancer})
+	if err != nil || two.Balancers()[1].Address != "198.18.0.41" {
+		t.Errorf("%+v, %v", two, err)
+	}
+	if spec.ServersHoldVIP() || !spec.Spec.Endpoint.HasVIP() || one.Balancers()[0].Role.RunsPods() {
+		t.Error("who holds the address, and who runs pods, is mixed up")
 	}
 }
 

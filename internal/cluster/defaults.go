@@ -60,14 +60,16 @@ func (l *LeaderElection) fill(program string) {
 // Where the addresses of each role begin in the nodes' network; address 1 is
 // the lab's switch.
 const (
-	switchHost   = 1
-	firstServer  = 11
-	firstEtcd    = 51
-	firstWorker  = 101
-	lowestHost   = switchHost + 1
-	maxServers   = 9
-	maxNodes     = 100
-	maxNameBytes = 40
+	switchHost       = 1
+	firstServer      = 11
+	defaultBalancers = 2 // with the type haproxy
+	firstBalancer    = 41
+	firstEtcd        = 51
+	firstWorker      = 101
+	lowestHost       = switchHost + 1
+	maxServers       = 9
+	maxNodes         = 100
+	maxNameBytes     = 40
 )
 
 // New is a complete and valid Spec for a cluster without a file. An empty name
@@ -149,6 +151,11 @@ func (b *Body) expand() {
 	for i := range b.Workers {
 		b.Nodes = append(b.Nodes, Node{Name: fmt.Sprintf("w%d", i+1), Role: RoleWorker})
 	}
+	for i := range defaultBalancers {
+		if b.Endpoint.Type == EndpointHAProxy {
+			b.Nodes = append(b.Nodes, Node{Name: fmt.Sprintf("lb%d", i+1), Role: RoleBalancer})
+		}
+	}
 	b.Servers, b.EtcdNodes, b.Workers = 0, 0, 0
 }
 
@@ -185,6 +192,8 @@ func firstOf(role Role) uint32 {
 		return firstWorker
 	case RoleEtcd:
 		return firstEtcd
+	case RoleBalancer:
+		return firstBalancer
 	default:
 		return firstServer
 	}

@@ -20,6 +20,9 @@ const (
 	EndpointVIP EndpointType = "vip"
 	// EndpointLocal is none: every server answers at its own address.
 	EndpointLocal EndpointType = "local"
+	// EndpointHAProxy is an address that one of the nodes with the role balancer holds,
+	// on which HAProxy leads to the servers: keepalived, on one L2 network (ADR 0032).
+	EndpointHAProxy EndpointType = "haproxy"
 	// EndpointAddress is a balancer or a name that somebody else runs.
 	EndpointAddress EndpointType = "address"
 )
@@ -33,7 +36,7 @@ type Endpoint struct {
 	VIP     VirtualIP `json:"vip,omitzero"`
 }
 
-// VirtualIP are the settings of VRRP (RFC 9568), the same on all servers.
+// VirtualIP are the settings of VRRP (RFC 9568), the same on all who may hold it.
 type VirtualIP struct {
 	// ID tells virtual routers on one network apart, 1 to 255.
 	ID int `json:"id,omitempty"`
@@ -50,6 +53,12 @@ const (
 	vrrpTick            = 10 * time.Millisecond
 	endpointPath        = "spec.endpoint"
 )
+
+// maxBalancers each have a priority of their own.
+const maxBalancers = 16
+
+// HasVIP tells whether some nodes hold a virtual IP in turns.
+func (e Endpoint) HasVIP() bool { return e.Type == EndpointVIP || e.Type == EndpointHAProxy }
 
 // ServersHoldVIP tells whether servers hold a virtual IP.
 func (s *Spec) ServersHoldVIP() bool { return s.Spec.Endpoint.Type == EndpointVIP }
@@ -75,7 +84,7 @@ func (b *Body) endpoint() {
 		}
 	}
 	e.Type = cmp.Or(e.Type, EndpointVIP)
-	if e.Type != EndpointVIP {
+	if !e.HasVIP() {
 		return
 	}
 	e.Address = cmp.Or(e.Address, b.lastFree())
@@ -115,13 +124,14 @@ func (b *Body) addresses() map[netip.Addr]bool {
 
 func (v *validator) endpoint() {
 	e := v.spec.Spec.Endpoint
-	known := []string{string(EndpointVIP), string(EndpointLocal), string(EndpointAddress)}
+	known := []string{string(EndpointVIP), string(EndpointHAProxy), string(EndpointLocal), string(EndpointAddress)}
 	v.oneOf(endpointPath+".type", string(e.Type), known...)
-	if e.Type != EndpointVIP && e.VIP != (VirtualIP{}) {
+	v.balancers(e)
+	if !e.HasVIP() && e.VIP != (VirtualIP{}) {
 		v.clash([]string{endpointPath + ".vip", endpointPath + ".type"}, "there is no virtual IP with the type %s", quote(string(e.Type)))
 	}
 	switch e.Type {
-	case EndpointVIP:
+	case EndpointVIP, EndpointHAProxy:
 		v.virtualIP(e)
 	case EndpointLocal:
 		if e.Address != "" {
@@ -129,6 +139,19 @@ func (v *validator) endpoint() {
 		}
 	case EndpointAddress:
 		v.foreignEndpoint(e.Address)
+	}
+}
+
+// balancers are there with the type haproxy, and with no other.
+func (v *validator) balancers(e Endpoint) {
+	n := len(v.spec.Balancers())
+	switch {
+	case e.Type == EndpointHAProxy && n == 0:
+		v.clash([]string{nodesPath, endpointPath + ".type"}, "no balancer among them: the type \"haproxy\" needs nodes with \"role: balancer\", best two")
+	case e.Type != EndpointHAProxy && n > 0:
+		v.clash([]string{nodesPath, endpointPath + ".type"}, "%s is a balancer, which is for the type \"haproxy\" only", v.spec.Balancers()[0].Name)
+	case n > maxBalancers:
+		v.refuse(nodesPath, "%d balancers are too many: use at most %d", n, maxBalancers)
 	}
 }
 

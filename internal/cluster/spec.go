@@ -61,16 +61,17 @@ type Body struct {
 type Role string
 
 // The roles. A server runs the control plane and pods, and etcd unless the
-// cluster has etcd nodes; a worker runs pods only; an etcd node runs etcd only
-// and is no node of Kubernetes.
+// cluster has etcd nodes; a worker runs pods only; an etcd node runs etcd only, a
+// balancer HAProxy and keepalived, and both are no nodes of Kubernetes.
 const (
-	RoleServer Role = "server"
-	RoleWorker Role = "worker"
-	RoleEtcd   Role = "etcd"
+	RoleServer   Role = "server"
+	RoleWorker   Role = "worker"
+	RoleEtcd     Role = "etcd"
+	RoleBalancer Role = "balancer"
 )
 
 // Roles lists them all.
-func Roles() []Role { return []Role{RoleServer, RoleWorker, RoleEtcd} }
+func Roles() []Role { return []Role{RoleServer, RoleWorker, RoleEtcd, RoleBalancer} }
 
 // Noun is what a node of that role is called in a sentence: "a server".
 func (r Role) Noun() string {
@@ -227,6 +228,10 @@ func (s *Spec) ServerNames() string {
 	return strings.Join(names, ", ")
 }
 
+// Balancers lists the nodes with the role balancer, in file order. There are some with
+// EndpointHAProxy only.
+func (s *Spec) Balancers() []Node { return s.withRole(RoleBalancer) }
+
 // Workers lists the nodes with the role worker, in file order.
 func (s *Spec) Workers() []Node { return s.withRole(RoleWorker) }
 
@@ -312,7 +317,8 @@ func (s *Spec) With(n Node) (*Spec, error) {
 
 // Without is the spec without the node of that name. s itself is not changed.
 // The result is validated: a cluster needs a server. The last etcd node stays,
-// since all data would go with it (ExitRefused).
+// since all data would go with it, and so does the last balancer, with which the
+// API's address would (ExitRefused).
 func (s *Spec) Without(name string) (*Spec, error) {
 	shrunk := *s
 	shrunk.Spec.Nodes = slices.DeleteFunc(slices.Clone(s.Spec.Nodes), func(have Node) bool { return have.Name == name })
@@ -321,6 +327,12 @@ func (s *Spec) Without(name string) (*Spec, error) {
 	}
 	if shrunk.EtcdApart() != s.EtcdApart() {
 		return nil, movesEtcd("remove the last etcd node, " + name)
+	}
+	if len(s.Balancers()) > 0 && len(shrunk.Balancers()) == 0 {
+		return nil, &Problem{
+			What: "refused to remove the last balancer, " + name, Why: "nobody would have the address of the API, " + s.Spec.Endpoint.Address,
+			Do: "let another one join first: kuorum token create --role balancer", Exit: ExitRefused,
+		}
 	}
 	return &shrunk, shrunk.Validate()
 }

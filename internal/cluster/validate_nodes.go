@@ -48,8 +48,8 @@ func (v *validator) nodes() {
 			names[n.Name] = path
 		}
 		v.role(path+".role", n.Role)
-		if n.Role == RoleEtcd && len(n.Labels) > 0 {
-			v.refuse(path+".labels", "an etcd node is no node of Kubernetes, which labels are for: leave them out")
+		if (n.Role == RoleEtcd || n.Role == RoleBalancer) && len(n.Labels) > 0 {
+			v.refuse(path+".labels", "%s is no node of Kubernetes, which labels are for: leave them out", n.Role.Noun())
 			continue
 		}
 		v.labels(path+".labels", n.Labels)
@@ -66,7 +66,7 @@ func (v *validator) roles() {
 	if s.EtcdApart() {
 		what = "etcd nodes"
 	}
-	known := len(s.Workers()) + len(s.withRole(RoleEtcd))
+	known := len(s.Workers()) + len(s.withRole(RoleEtcd)) + len(s.Balancers())
 	switch {
 	case len(s.Spec.Nodes) > 0 && known == len(s.Spec.Nodes):
 		v.refuse(nodesPath, "no server among them: at least one node needs \"role: server\"")
@@ -77,10 +77,14 @@ func (v *validator) roles() {
 
 func (v *validator) role(path string, role Role) {
 	if role == "" {
-		v.refuse(path, "missing: a node is a %s, a %s, or for %s only", RoleServer, RoleWorker, RoleEtcd)
+		v.refuse(path, "missing: a node is a %s, a %s, a %s, or for %s only", RoleServer, RoleWorker, RoleBalancer, RoleEtcd)
 		return
 	}
-	v.oneOf(path, string(role), string(RoleServer), string(RoleWorker), string(RoleEtcd))
+	var known []string
+	for _, r := range Roles() {
+		known = append(known, string(r))
+	}
+	v.oneOf(path, string(role), known...)
 }
 
 // addresses checks those of the nodes, if their network is one.
