@@ -188,6 +188,49 @@ func TestRolesAskForTheirOwnOnly(t *testing.T) {
 	}
 }
 
+// TestBalancerIsLessThanAWorker: its agent's certificate is all that it has, and the
+// authority of the API servers all that it knows beside its own.
+func TestBalancerIsLessThanAWorker(t *testing.T) {
+	s, spec := newTestSet(t), apartSpec()
+	node := cluster.Node{Name: "lb1", Role: cluster.RoleBalancer, Address: "198.18.0.41"}
+	spec.Spec.Nodes = append(spec.Spec.Nodes, node)
+	keys, err := NewNodeKeys(cluster.RoleBalancer)
+	if err != nil {
+		t.Fatal(err)
+	}
+	requests, err := keys.Requests()
+	if err != nil {
+		t.Fatal(err)
+	}
+	certs, err := s.SignRequests(spec, node, requests, testNow)
+	if err != nil {
+		t.Fatal(err)
+	}
+	files, err := keys.Files(spec, node, certs, s.Trust())
+	if err != nil {
+		t.Fatal(err)
+	}
+	var paths []string
+	for _, f := range files {
+		paths = append(paths, f.Path)
+	}
+	slices.Sort(paths)
+	if diff := cmp.Diff([]string{"pki/agent-ca.crt", "pki/agent.crt", "pki/agent.key", "pki/ca.crt"}, paths); diff != "" {
+		t.Errorf("files (-want +got):\n%s", diff)
+	}
+	if diff := cmp.Diff([]string{"pki/agent.crt"}, LeafPaths(cluster.RoleBalancer)); diff != "" {
+		t.Errorf("certificates (-want +got):\n%s", diff)
+	}
+	worker, _ := spec.Node("w1")
+	if certs, err := s.SignRequests(spec, worker, requests, testNow); err == nil {
+		t.Errorf("a worker got %v with a balancer's requests", certs)
+	}
+	cert := certificates(t, apartFiles(t, s, "cp1")["pki/apiserver.crt"])[0]
+	if slices.Contains(cert.DNSNames, "lb1") {
+		t.Errorf("names of the API server are %v", cert.DNSNames)
+	}
+}
+
 // TestMovingEtcdNodeIsFoundTwice: while an etcd node moves, the certificates of
 // its member name both addresses; a server without a member is at one place.
 func TestMovingEtcdNodeIsFoundTwice(t *testing.T) {

@@ -26,9 +26,8 @@ const blockRequest = "CERTIFICATE REQUEST"
 // for a kubeconfig. They never leave the machine: Requests is what is sent.
 type NodeKeys map[string]*ecdsa.PrivateKey
 
-// NewNodeKeys makes the keys of a worker or an etcd node (ECDSA P-256, one a
-// certificate). A server needs none: it gets the authorities themselves, and all
-// other roles are refused.
+// NewNodeKeys makes the keys of any node but a server (ECDSA P-256, one a certificate).
+// A server needs none: it gets the authorities themselves, and is refused.
 func NewNodeKeys(role cluster.Role) (NodeKeys, error) {
 	if err := checkAsks(role); err != nil {
 		return nil, fmt.Errorf("cannot make keys: %w", err)
@@ -44,13 +43,16 @@ func NewNodeKeys(role cluster.Role) (NodeKeys, error) {
 	return keys, nil
 }
 
-// checkAsks takes workers and etcd nodes only. A request for a server's
-// certificates, among them those of system:masters, is never signed.
+// checkAsks takes all roles but servers. A request for a server's certificates, among
+// them those of system:masters, is never signed.
 func checkAsks(role cluster.Role) error {
-	if role == cluster.RoleWorker || role == cluster.RoleEtcd {
+	switch role {
+	case cluster.RoleWorker, cluster.RoleEtcd, cluster.RoleBalancer:
 		return nil
+	case cluster.RoleServer:
 	}
-	return fmt.Errorf("only nodes with the role %s or %s ask others for certificates, and this is a %q", cluster.RoleWorker, cluster.RoleEtcd, role)
+	return fmt.Errorf("only nodes with the role %s, %s or %s ask others for certificates, and this is a %q",
+		cluster.RoleWorker, cluster.RoleEtcd, cluster.RoleBalancer, role)
 }
 
 // Requests returns a request (PKCS #10, PEM) for each key, by the same paths,

@@ -258,7 +258,7 @@ func TestSignRequestsGoesByThePlan(t *testing.T) {
 		"one less":       {func(j *joining) { delete(j.requests, "pki/agent") }, "pki/agent is missing"},
 		"none":           {func(j *joining) { j.requests = nil }, "is missing"},
 		"one more":       {func(j *joining) { j.requests["admin.conf"] = j.requests["pki/agent"] }, `"admin.conf" is nothing that such a node has`},
-		"a server":       {func(j *joining) { j.node = j.spec.Spec.Nodes[0] }, "only nodes with the role worker or etcd ask"},
+		"a server":       {func(j *joining) { j.node = j.spec.Spec.Nodes[0] }, "only nodes with the role worker, etcd or balancer ask"},
 		"unknown node":   {func(j *joining) { j.node.Name = "w9" }, "no such node"},
 		"other's server": {func(j *joining) { j.node.Role = cluster.RoleServer }, "was asked for"},
 		"other address":  {func(j *joining) { j.node.Address = "198.18.0.11" }, "was asked for"},

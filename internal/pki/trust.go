@@ -151,7 +151,7 @@ func AuthorityPaths(role cluster.Role) []string {
 // by the authorities. A server has those of an etcd member only where it has one.
 func LeafPaths(role cluster.Role) []string {
 	var paths []string
-	for _, i := range (&plan{role: role, member: role != cluster.RoleWorker}).items() {
+	for _, i := range (&plan{role: role, member: role == cluster.RoleServer || role == cluster.RoleEtcd}).items() {
 		switch {
 		case i.server == "":
 			paths = append(paths, i.path+".crt")
