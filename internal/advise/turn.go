@@ -78,7 +78,7 @@ func (v *view) apiWithout(name string) bool {
 func believed(spec *cluster.Spec, reports []cluster.NodeReport) []cluster.NodeReport {
 	reports = slices.Clone(reports)
 	for i, r := range reports {
-		if n, ok := spec.Node(r.Name); !ok || n.Role != cluster.RoleWorker || r.Status == nil {
+		if n, ok := spec.Node(r.Name); !ok || n.Role.MayVote() || r.Status == nil {
 			continue
 		}
 		status := *r.Status

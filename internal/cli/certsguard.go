@@ -11,12 +11,12 @@ import (
 )
 
 // rollingOrder is servers before all others, since those ask them; then etcd
-// nodes, then workers. Of the nodes with a member the one that leads etcd is the
+// nodes, workers, balancers. Of the nodes with a member the one that leads etcd is the
 // last, so that it leads on as long as it can.
 func rollingOrder(spec *cluster.Spec, leader string) []cluster.Node {
 	nodes := slices.Clone(spec.Spec.Nodes)
 	rank := func(n cluster.Node) int {
-		place := 2 * slices.Index([]cluster.Role{cluster.RoleServer, cluster.RoleEtcd, cluster.RoleWorker}, n.Role)
+		place := 2 * slices.Index([]cluster.Role{cluster.RoleServer, cluster.RoleEtcd, cluster.RoleWorker, cluster.RoleBalancer}, n.Role)
 		if n.Name == leader {
 			place++
 		}

@@ -277,7 +277,7 @@ func TestPrintMachines(t *testing.T) {
 func TestOnlyMachinesThatAreOnAreChosen(t *testing.T) {
 	s := lab.Status{Name: "one", Machines: []lab.MachineStatus{
 		{Name: "e1", Role: cluster.RoleEtcd, Power: lab.PowerOn}, // runs no containerd
-		{Name: "cp1", Power: lab.PowerOff}, {Name: "cp2", Power: lab.PowerOn},
+		{Name: "cp1", Role: cluster.RoleServer, Power: lab.PowerOff}, {Name: "cp2", Role: cluster.RoleServer, Power: lab.PowerOn},
 	}}
 	if m, err := someMachine(s); err != nil || m.Name != "cp2" {
 		t.Errorf("got %q, %v", m.Name, err)

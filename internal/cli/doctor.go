@@ -255,7 +255,7 @@ func (p patient) measureWays(ctx context.Context) (all, peers []doctor.Way) {
 	if p.spec.EtcdExternal() && p.self.Role == cluster.RoleServer {
 		return append(ways, measureEndpoints(ctx, p.spec)...), ways
 	}
-	if !p.spec.EtcdApart() || p.self.Role == cluster.RoleWorker {
+	if !p.spec.EtcdApart() || !p.self.Role.MayVote() {
 		return ways, ways
 	}
 	port := component.PortEtcdClient

@@ -82,7 +82,7 @@ func (n *labAddition) run(ctx context.Context) error {
 	return step.Run(ctx, steps, n.app.newProgress())
 }
 
-// nextName is the first of cp1, cp2, ..., w1, w2, ... or e1, e2, ... that is free.
+// nextName is the first of cp1, cp2, ..., w1, w2, ..., e1, e2, ... or lb1, lb2, ... that is free.
 func nextName(spec *cluster.Spec, role cluster.Role) string {
 	prefix := "cp"
 	switch role {
@@ -90,6 +90,8 @@ func nextName(spec *cluster.Spec, role cluster.Role) string {
 		prefix = "w"
 	case cluster.RoleEtcd:
 		prefix = "e"
+	case cluster.RoleBalancer:
+		prefix = "lb"
 	case cluster.RoleServer:
 	}
 	for i := 1; ; i++ {

@@ -11,10 +11,11 @@ import (
 // and the agent take about 40 MB, and the rest is for its database. Disk is for logs, images
 // and etcd; the bundle is counted by itself when it is unpacked.
 const (
-	serverMemory = 500 << 20
-	workerMemory = 250 << 20
-	etcdMemory   = 80 << 20
-	machineDisk  = 300 << 20
+	serverMemory   = 500 << 20
+	workerMemory   = 250 << 20
+	etcdMemory     = 80 << 20
+	balancerMemory = 60 << 20 // the agent, two of HAProxy, three of keepalived
+	machineDisk    = 300 << 20
 )
 
 // What a computer of its own should have for a server beside that; kubeadm
@@ -70,6 +71,8 @@ func taken(role cluster.Role) (memory int64, inotify int) {
 		return workerMemory, inotifyWorker
 	case cluster.RoleEtcd:
 		return etcdMemory, inotifyEtcd
+	case cluster.RoleBalancer:
+		return balancerMemory, inotifyBalancer
 	default:
 		return serverMemory, inotifyServer
 	}
@@ -92,6 +95,8 @@ const (
 	inotifyServer = 28 // the first; those that lead nothing hold 20
 	inotifyWorker = 10
 	inotifyEtcd   = 2
+	// HAProxy and keepalived hold none.
+	inotifyBalancer = 1
 )
 
 // ServerNeed is what a machine should have that is to become a server.

@@ -38,6 +38,9 @@ func portsOf(spec *cluster.Spec, node cluster.Node) []int {
 	if node.Role == cluster.RoleEtcd {
 		return append(ports, component.PortEtcdClient, component.PortEtcdPeer)
 	}
+	if node.Role == cluster.RoleBalancer {
+		return append(ports, component.PortAPI)
+	}
 	ports = append(ports, component.PortKubelet)
 	if spec.HasMember(node) {
 		ports = append(ports, component.PortEtcdPeer)
@@ -197,7 +200,7 @@ func reachAll(ctx context.Context, role cluster.Role, plan Plan, patience time.D
 		return reachEndpoints(ctx, plan.Endpoints)
 	}
 	switch {
-	case len(plan.Etcd) == 0 || role == cluster.RoleWorker:
+	case len(plan.Etcd) == 0 || !role.MayVote():
 		return nil
 	case role == cluster.RoleEtcd:
 		return reach(ctx, "etcd nodes", plan.Etcd, []int{component.PortEtcdPeer}, patience)

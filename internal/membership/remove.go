@@ -275,7 +275,7 @@ func (s *Service) removeMember(ctx context.Context, node cluster.Node) error {
 // membersOf lists the IDs of a node's members; a worker has none, and members that
 // somebody else runs are nobody's.
 func (s *Service) membersOf(ctx context.Context, node cluster.Node) ([]string, error) {
-	if node.Role == cluster.RoleWorker || s.External {
+	if !node.Role.MayVote() || s.External {
 		return nil, nil
 	}
 	members, err := s.Etcd.Members(ctx)

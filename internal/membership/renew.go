@@ -80,9 +80,13 @@ func AskRenewalNow(ctx context.Context, agents *agent.Client, spec *cluster.Spec
 // atHome tells whether a node's certificates name the address of node, and none
 // but that and, while it moves, earlier ones.
 func atHome(spec *cluster.Spec, node cluster.Node, have map[string][]byte) bool {
-	paths := []string{"pki/agent.crt", "pki/kubelet.crt"}
-	if node.Role == cluster.RoleEtcd {
-		paths = []string{"pki/agent.crt", "pki/etcd/server.crt", "pki/etcd/peer.crt"}
+	paths := []string{"pki/agent.crt"}
+	switch node.Role {
+	case cluster.RoleServer, cluster.RoleWorker:
+		paths = append(paths, "pki/kubelet.crt")
+	case cluster.RoleEtcd:
+		paths = append(paths, "pki/etcd/server.crt", "pki/etcd/peer.crt")
+	case cluster.RoleBalancer:
 	}
 	now, _ := spec.Node(node.Name)
 	return !slices.ContainsFunc(paths, func(path string) bool { return !pki.MadeOutTo(have[path], node.Address, now.Moved.From...) })

@@ -318,7 +318,7 @@ func (s *Service) addLearner(ctx context.Context, url string, lease int64) error
 // peerURL is where a node's member is found by the others, if it has one; a
 // worker never has.
 func peerURL(n cluster.Node) string {
-	if n.Role == cluster.RoleWorker {
+	if !n.Role.MayVote() {
 		return ""
 	}
 	return component.PeerURL(n)

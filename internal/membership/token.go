@@ -71,12 +71,20 @@ func (r *Register) CreateToken(ctx context.Context, role cluster.Role, life time
 
 // takes is nil when nodes of that role can join at all.
 func (r *Register) takes(ctx context.Context, role cluster.Role) error {
-	if role != cluster.RoleEtcd {
+	if role != cluster.RoleEtcd && role != cluster.RoleBalancer {
 		return nil
 	}
 	spec, err := r.Spec(ctx)
-	if err != nil || spec.EtcdApart() {
+	switch {
+	case err != nil:
 		return err
+	case role == cluster.RoleBalancer && spec.Spec.Endpoint.Type != cluster.EndpointHAProxy:
+		return &cluster.Problem{
+			What: "no balancer can join cluster " + spec.Metadata.Name, Why: fmt.Sprintf("its endpoint is of the type %q, and stays so", spec.Spec.Endpoint.Type),
+			Do: "kuorum lb config    (the files for a balancer of your own)", Exit: cluster.ExitRefused,
+		}
+	case role == cluster.RoleBalancer || spec.EtcdApart():
+		return nil
 	}
 	why := "its etcd is on the servers, and stays there"
 	if spec.EtcdExternal() {

@@ -14,6 +14,38 @@ const (
 	etcdNodesPath = "spec.etcdNodes"
 )
 
+// Role says what a machine is for.
+type Role string
+
+// The roles. A server runs the control plane and pods, and etcd unless the
+// cluster has etcd nodes; a worker runs pods only; an etcd node runs etcd only, a
+// balancer HAProxy and keepalived, and both are no nodes of Kubernetes.
+const (
+	RoleServer   Role = "server"
+	RoleWorker   Role = "worker"
+	RoleEtcd     Role = "etcd"
+	RoleBalancer Role = "balancer"
+)
+
+// Roles lists them all.
+func Roles() []Role { return []Role{RoleServer, RoleWorker, RoleEtcd, RoleBalancer} }
+
+// Noun is what a node of that role is called in a sentence: "a server".
+func (r Role) Noun() string {
+	if r == RoleEtcd {
+		return "an etcd node"
+	}
+	return "a " + string(r)
+}
+
+// RunsPods tells whether nodes of that role are nodes of Kubernetes: they have a
+// container runtime and a kubelet.
+func (r Role) RunsPods() bool { return r == RoleServer || r == RoleWorker }
+
+// MayVote tells whether nodes of that role may have an etcd member: they know of etcd,
+// and what they say of it is believed.
+func (r Role) MayVote() bool { return r == RoleServer || r == RoleEtcd }
+
 func (v *validator) counts() {
 	b := &v.spec.Spec
 	const serversPath, etcdPath, workersPath = "spec.servers", etcdNodesPath, "spec.workers"
