@@ -14,6 +14,7 @@ import (
 	"slices"
 	"strconv"
 	"strings"
+	"syscall"
 	"time"
 
 	"kuorum/internal/cluster"
@@ -94,6 +95,8 @@ type Machine struct {
 	Trust map[string][]string
 	// Share is set when other machines of a lab run on the same computer.
 	Share Share
+	// Link is the interface of the node's address; of a balancer only.
+	Link string
 }
 
 // Share is a machine's part of a computer that it shares with the others of
@@ -136,6 +139,18 @@ type File struct {
 	// Reread tells that the running program reads the file again by itself when
 	// it changes, so that a change is no reason to restart it.
 	Reread bool
+	// Reload tells that the running program reads the file again when it is told to,
+	// see Component.Reload.
+	Reload bool
+}
+
+// Reload is how a program reads files again while it runs. The zero value is for one
+// that does not.
+type Reload struct {
+	Signal syscall.Signal // that tells it to
+	// Check is the command that says whether a file is good; its path comes last. A file
+	// that is not must not take the place of one that is.
+	Check []string
 }
 
 // Component is one program of a node, ready to be written down and started.
@@ -148,7 +163,9 @@ type Component struct {
 	After []string // components that must have been ready before this one starts
 	With  []string // of these, those that it ends before and starts after when they are replaced
 	Files []File
-	Dirs  []string // made with mode 0700 before the start
+	// Reload is for those of Files that say so.
+	Reload Reload
+	Dirs   []string // made with mode 0700 before the start
 	// Ready probes the live program; nil error means it does its work now.
 	Ready       func(context.Context) error
 	StopTimeout time.Duration // between SIGTERM and SIGKILL
@@ -191,6 +208,9 @@ func For(m Machine) []Component {
 			list = append(list, m.holding(c, clusterCA))
 		}
 	}
+	if m.Node.Role == cluster.RoleBalancer {
+		list = append(list, m.knowing(haproxy(m), []string{clusterCA}, slices.Sort), keepalived(m))
+	}
 	for i, c := range list {
 		list[i] = m.Share.limit(c)
 	}
@@ -204,14 +224,29 @@ func (c Component) Digest() string {
 	h := sha256.New()
 	fmt.Fprintf(h, "%q %q %q", c.Path, c.Args, c.Env)
 	for _, f := range c.Files {
-		if f.Reread {
-			continue
+		if !f.Reread && !f.Reload {
+			fmt.Fprintf(h, "%q %o %x", f.Path, f.Mode, sha256.Sum256(f.Data))
 		}
-		fmt.Fprintf(h, "%q %o %x", f.Path, f.Mode, sha256.Sum256(f.Data))
 	}
-	if c.Trust != "" {
+	if c.Trust != "" && c.Reload.Signal == 0 {
 		fmt.Fprintf(h, "trust %q", c.Trust)
 	}
+	return hex.EncodeToString(h.Sum(nil)[:8])
+}
+
+// Loaded changes whenever a file changes that the program reads again when it is told
+// to, or the authorities that it must know: then it must be told. Empty: never.
+func (c Component) Loaded() string {
+	if c.Reload.Signal == 0 {
+		return ""
+	}
+	h := sha256.New()
+	for _, f := range c.Files {
+		if f.Reload {
+			fmt.Fprintf(h, "%q %o %x", f.Path, f.Mode, sha256.Sum256(f.Data))
+		}
+	}
+	fmt.Fprintf(h, "trust %q", c.Trust)
 	return hex.EncodeToString(h.Sum(nil)[:8])
 }
 

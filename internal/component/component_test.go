@@ -71,8 +71,8 @@ func render(list []Component, m Machine) string {
 // TestGolden shows in a review what a change does to the programs' flags and
 // files. What must never change is in the security tests.
 func TestGolden(t *testing.T) {
-	for _, name := range []string{"cp1", "w1"} {
-		m := testMachine(t, name)
+	machines := map[string]Machine{"cp1": testMachine(t, "cp1"), "w1": testMachine(t, "w1"), "lb1": balancerMachine(t, "lb1")}
+	for name, m := range machines {
 		got := render(For(m), m)
 		file := filepath.Join("testdata", name+".golden")
 		if *update {
@@ -86,6 +86,57 @@ func TestGolden(t *testing.T) {
 		}
 		if diff := cmp.Diff(string(want), got); diff != "" {
 			t.Errorf("%s (-want +got), go test -update accepts it:\n%s", file, diff)
+		}
+	}
+}
+
+// balancerMachine is one of two in front of three servers.
+func balancerMachine(t *testing.T, name string) Machine {
+	t.Helper()
+	spec, err := cluster.Parse("cluster.yaml", []byte("apiVersion: kuorum.dev/v1alpha1\nkind: Cluster\nmetadata: {name: demo}\nspec:\n  servers: 3\n  endpoint: {type: haproxy}\n"))
+	if err != nil {
+		t.Fatal(err)
+	}
+	m := testMachine(t, "w1")
+	m.Spec, m.Link = spec, "eth0"
+	m.Node, _ = spec.Node(name)
+	return m
+}
+
+// TestBalancersFollowServers: what changes with them, or with the authorities, is read
+// again by programs that go on; who has the address, and on which link, too.
+func TestBalancersFollowServers(t *testing.T) {
+	m := balancerMachine(t, "lb1")
+	before := For(m)
+	if len(before) != 2 || before[0].Name != "haproxy" || before[1].Name != "keepalived" {
+		t.Fatalf("it runs %+v", before)
+	}
+	grown, err := m.Spec.With(cluster.Node{Name: "cp4", Role: cluster.RoleServer})
+	if err != nil {
+		t.Fatal(err)
+	}
+	alone, err := m.Spec.Without("lb2")
+	if err != nil {
+		t.Fatal(err)
+	}
+	for what, c := range map[string]struct {
+		change func(*Machine)
+		loaded []bool // whether haproxy, keepalived read their files again
+	}{
+		"nothing":       {func(*Machine) {}, []bool{false, false}},
+		"a server":      {func(m *Machine) { m.Spec = grown }, []bool{true, false}},
+		"an authority":  {func(m *Machine) { m.Trust = map[string][]string{clusterCA: {"a", "b"}} }, []bool{true, false}},
+		"the last peer": {func(m *Machine) { m.Spec = alone }, []bool{false, true}},
+	} {
+		now := m
+		c.change(&now)
+		for i, after := range For(now) {
+			if after.Digest() != before[i].Digest() {
+				t.Errorf("%s: %s would be restarted", what, after.Name)
+			}
+			if got := after.Loaded() != before[i].Loaded(); got != c.loaded[i] {
+				t.Errorf("%s: %s reads its files again: %v", what, after.Name, got)
+			}
 		}
 	}
 }

@@ -5,6 +5,7 @@ import (
 
 	"kuorum/internal/agent"
 	"kuorum/internal/cluster"
+	"kuorum/internal/loadbalancer"
 )
 
 // Port is one that a program of a node listens on.
@@ -40,6 +41,10 @@ func Ports(spec *cluster.Spec, node cluster.Node) []Port {
 	}
 	add("agent", own, agent.Port)
 	add("agent", loopback, agent.Port)
+	if node.Role == cluster.RoleBalancer {
+		add("haproxy", own, PortAPI)
+		add("haproxy", loopback, loadbalancer.HealthPort)
+	}
 	if !node.Role.RunsPods() {
 		return list
 	}

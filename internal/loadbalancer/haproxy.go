@@ -87,7 +87,7 @@ func haproxy(p Plan) []byte {
 	if p.CA != "" {
 		trust = fmt.Sprintf(haproxyVerified, authority, p.CA, APIName)
 	}
-	return fmt.Appendf(nil, haproxyHead, p.Cluster, p.bind(), healthPort, milliseconds(p.patience()), trust,
+	return fmt.Appendf(nil, haproxyHead, p.Cluster, p.bind(), HealthPort, milliseconds(p.patience()), trust,
 		milliseconds(p.Check), milliseconds(p.Check/2), p.lines("    server %s %s\n"))
 }
 

@@ -45,12 +45,8 @@ vrrp_instance kubernetes_api {
     priority %[6]d
     # A machine that was silent for three of these has lost the address.
     advert_int %[7]s
-    # Some networks lose multicast. The peers are named, and nobody else is heard.
-    unicast_src_ip %[8]s
-    unicast_peer {
-%[9]s    }
-%[10]s    virtual_ipaddress {
-        %[11]s
+%[8]s    virtual_ipaddress {
+        %[9]s
     }
     track_script {
         haproxy
@@ -67,18 +63,27 @@ const (
 
 func keepalived(p Plan) []byte {
 	r := p.Router
-	var peers strings.Builder
-	for _, peer := range r.Peers {
-		fmt.Fprintf(&peers, "        %s\n", peer)
+	address := fmt.Sprintf("%s/%d", r.Address, r.Address.BitLen())
+	return fmt.Appendf(nil, keepalivedFile, r.Name, p.Cluster, HealthPort, r.Interface, r.ID, firstPriority-priorityStep*r.rank(),
+		seconds(r.Interval), r.unicast(), address)
+}
+
+// unicast names the peers. Without any keepalived takes unicast words for multicast.
+func (r Router) unicast() string {
+	if len(r.Peers) == 0 {
+		return ""
 	}
-	hops := ""
+	var b strings.Builder
+	fmt.Fprintf(&b, "    # Some networks lose multicast. The peers are named, and nobody else is heard.\n    unicast_src_ip %s\n    unicast_peer {\n", r.Self)
+	for _, peer := range r.Peers {
+		fmt.Fprintf(&b, "        %s\n", peer)
+	}
+	b.WriteString("    }\n")
 	if r.Self.Is6() {
 		// keepalived would send with the kernel's default and take 255 only.
-		hops = "    unicast_ttl 255\n"
+		b.WriteString("    unicast_ttl 255\n")
 	}
-	address := fmt.Sprintf("%s/%d", r.Address, r.Address.BitLen())
-	return fmt.Appendf(nil, keepalivedFile, r.Name, p.Cluster, healthPort, r.Interface, r.ID, firstPriority-priorityStep*r.rank(),
-		seconds(r.Interval), r.Self, peers.String(), hops, address)
+	return b.String()
 }
 
 // rank is the place of this machine among all, by their addresses. All machines

@@ -72,8 +72,14 @@ const (
 	centisecond = 10 * time.Millisecond // the unit of VRRPv3's intervals
 	maxInterval = 4095 * centisecond    // it has 12 bits (RFC 9568 section 5.2.7)
 	maxRouters  = 16                    // each has a priority of its own
-	healthPort  = 6441                  // of 127.0.0.1, where keepalived asks HAProxy how it is
 	authority   = "/etc/kuorum/pki/ca.crt"
+)
+
+// HealthURL, at HealthPort, is where HAProxy tells this machine alone whether it reaches
+// an API server: keepalived asks.
+const (
+	HealthPort = 6441
+	HealthURL  = "http://127.0.0.1:6441/healthz"
 )
 
 // Plan is what balancers are made for. Zero durations mean their defaults.
@@ -112,8 +118,9 @@ type Router struct {
 	// Name and Self are this machine's.
 	Name string
 	Self netip.Addr
-	// Peers are the other machines.
+	// Peers are the other machines. There must be one unless this machine is Alone.
 	Peers []netip.Addr
+	Alone bool
 	// ID is the VRID, 1..255, which no other virtual router of the network has.
 	ID uint8
 	// Interval between advertisements, in steps of 10 ms up to 40.95 s.
@@ -135,8 +142,8 @@ func Render(p Plan, kinds ...Kind) ([]File, error) {
 	if slices.Contains(kinds, Keepalived) {
 		wrong = append(wrong, p.Router.wrong(p)...)
 	}
-	if slices.Contains(kinds, HAProxy) && p.Listen.Port() == healthPort {
-		wrong = append(wrong, fmt.Sprintf("clients cannot connect to port %d, where HAProxy tells keepalived how it is", healthPort))
+	if slices.Contains(kinds, HAProxy) && p.Listen.Port() == HealthPort {
+		wrong = append(wrong, fmt.Sprintf("clients cannot connect to port %d, where HAProxy tells keepalived how it is", HealthPort))
 	}
 	if len(wrong) > 0 {
 		return nil, &cluster.Problem{What: "cannot plan this balancer", Why: strings.Join(wrong, "\n"), Do: "kuorum lb config --help", Exit: cluster.ExitUsage}
@@ -229,7 +236,7 @@ func (r Router) wrong(p Plan) []string {
 	check(usable(r.Address), "there is no virtual IP to keep (--address)")
 	check(printable(r.Interface), "there is no interface to put the virtual IP on (--interface)")
 	check(printable(r.Name) && usable(r.Self), "this machine's name and address are not known (--self NAME/ADDRESS)")
-	check(len(r.Peers) > 0, "there is no other machine to take the virtual IP over (--peer ADDRESS)")
+	check(len(r.Peers) > 0 || r.Alone, "there is no other machine to take the virtual IP over (--peer ADDRESS)")
 	check(len(r.Peers) < maxRouters, "%d machines share the virtual IP: %d at most", len(r.Peers)+1, maxRouters)
 	check(r.Interval >= centisecond && r.Interval <= maxInterval && r.Interval%centisecond == 0,
 		"the interval is %v: it is %v to %v, in steps of %v", r.Interval, centisecond, maxInterval, centisecond)

@@ -175,7 +175,7 @@ func startHAProxy(t *testing.T, p Plan) string {
 	needRoot(t)
 	health := freePort(t).String()
 	// Somebody else may have the port of this machine.
-	text := strings.ReplaceAll(render(t, p, HAProxy), fmt.Sprintf("127.0.0.1:%d", healthPort), health)
+	text := strings.ReplaceAll(render(t, p, HAProxy), fmt.Sprintf("127.0.0.1:%d", HealthPort), health)
 	file := filepath.Join(t.TempDir(), "haproxy.cfg")
 	if err := os.WriteFile(file, []byte(text), 0o600); err != nil {
 		t.Fatal(err)

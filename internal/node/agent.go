@@ -127,7 +127,7 @@ func NewAgent(options Options, disk membership.Disk, doors *doors) (*Agent, erro
 	if err != nil {
 		return nil, fmt.Errorf("cannot supervise node %s: %w", machine.Node.Name, err)
 	}
-	return a, nil
+	return a, a.loadChanged(latest)
 }
 
 func newMachine(options Options, disk membership.Disk) (component.Machine, error) {
@@ -140,7 +140,7 @@ func newMachine(options Options, disk membership.Disk) (component.Machine, error
 		return component.Machine{}, err
 	}
 	return component.Machine{
-		Spec: disk.Spec, Node: node, Initial: disk.Initial, Bundle: options.Bundle, Kuorum: options.Kuorum,
+		Spec: disk.Spec, Node: node, Link: linkOf(node), Initial: disk.Initial, Bundle: options.Bundle, Kuorum: options.Kuorum,
 		CgroupV1: host.IsV1(hierarchies), LowerOOM: host.CanLowerOOMScore(),
 		Trust: keyring.Trust(component.EtcDir),
 		Share: component.Share{Machines: options.Machines, Processors: runtime.NumCPU()},
@@ -246,7 +246,8 @@ func processes(m component.Machine, components []component.Component) []supervis
 		list = append(list, supervise.Process{
 			Name: c.Name, Path: c.Path, Args: c.Args, Env: c.Environ(m), After: c.After, With: c.With,
 			Ready: c.Ready, Digest: c.Digest(), StopTimeout: c.StopTimeout,
-			Log: filepath.Join(component.LogDir, c.Name+".log"), TimerSlack: c.TimerSlack,
+			Reload: supervise.Reloading{Signal: c.Reload.Signal, Digest: c.Loaded()},
+			Log:    filepath.Join(component.LogDir, c.Name+".log"), TimerSlack: c.TimerSlack,
 		})
 	}
 	return list

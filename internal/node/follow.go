@@ -181,8 +181,8 @@ func (a *Agent) adopt(ctx context.Context, heard *cluster.Spec) {
 	}
 }
 
-// writeChanged writes the files of components that read them again, and returns
-// the names of those that do not.
+// writeChanged writes the files of components that read them again, by themselves or as
+// they are told to, and returns the names of those that do not.
 func (a *Agent) writeChanged(machine component.Machine) (stale []string, err error) {
 	wanted := component.For(machine)
 	stale = outdated(a.components, wanted)
@@ -192,9 +192,35 @@ func (a *Agent) writeChanged(machine component.Machine) (stale []string, err err
 			a.options.Log.Info("the change of cluster.yaml needs a restart", "component", c.Name)
 			continue
 		}
-		errs = append(errs, writeFiles(c))
+		errs = append(errs, a.rewrite(c))
 	}
 	return stale, errors.Join(errs...)
+}
+
+// loadChanged has programs that run already read what writeChanged has written.
+func (a *Agent) loadChanged(latest component.Machine) error {
+	var errs []error
+	for _, c := range component.For(latest) {
+		if c.Reload.Signal != 0 {
+			errs = append(errs, a.supervisor.Reload(c.Name, c.Loaded()))
+		}
+	}
+	return errors.Join(errs...)
+}
+
+// rewrite has the program of a component read its files again, if it must be told to.
+// Files that it would not take do not take the place of those that it has.
+func (a *Agent) rewrite(c component.Component) error {
+	if c.Reload.Signal == 0 {
+		return writeFiles(c)
+	}
+	if err := judge(c); err != nil {
+		return err
+	}
+	if err := writeFiles(c); err != nil || a.supervisor == nil { // it starts with them
+		return err
+	}
+	return a.supervisor.Reload(c.Name, c.Loaded())
 }
 
 // outdated names the components that would be restarted.
