@@ -10,22 +10,16 @@ import (
 	"kuorum/internal/loadbalancer"
 )
 
-// The programs of a balancer are the machine's own (ADR 0032).
-const (
-	HAProxyPath    = "/usr/sbin/haproxy"
-	KeepalivedPath = "/usr/sbin/keepalived"
-)
-
 // haproxy leads to the API servers. Its master stays the same process through all
 // reloads, and each leaves the workers before to the connections that they have.
 func haproxy(m Machine) Component {
 	path := component("haproxy.cfg")
 	return Component{
 		Name:   "haproxy",
-		Path:   HAProxyPath,
+		Path:   loadbalancer.HAProxyPath,
 		Args:   []string{"-W", "-S", filepath.Join(RunDir, "haproxy.sock"), "-f", path},
 		Files:  []File{balancerFile(m, loadbalancer.HAProxy, "haproxy.cfg")},
-		Reload: Reload{Signal: syscall.SIGUSR2, Check: []string{HAProxyPath, "-c", "-f"}},
+		Reload: Reload{Signal: syscall.SIGUSR2, Check: []string{loadbalancer.HAProxyPath, "-c", "-f"}},
 		Ready:  httpReady(loadbalancer.HealthURL),
 		// It ends the connections that it has.
 		StopTimeout: 5 * time.Second,
@@ -38,10 +32,10 @@ func keepalived(m Machine) Component {
 	path := component("keepalived.conf")
 	return Component{
 		Name:        "keepalived",
-		Path:        KeepalivedPath,
+		Path:        loadbalancer.KeepalivedPath,
 		Args:        []string{"--dont-fork", "--log-console", "--log-detail", "--use-file=" + path, "--pid=" + filepath.Join(RunDir, "keepalived.pid"), "--vrrp_pid=" + filepath.Join(RunDir, "keepalived-vrrp.pid")},
 		Files:       []File{balancerFile(m, loadbalancer.Keepalived, "keepalived.conf")},
-		Reload:      Reload{Signal: syscall.SIGHUP, Check: []string{KeepalivedPath, "-t", "-l", "-f"}},
+		Reload:      Reload{Signal: syscall.SIGHUP, Check: []string{loadbalancer.KeepalivedPath, "-t", "-l", "-f"}},
 		StopTimeout: 5 * time.Second,
 	}
 }

@@ -3,11 +3,13 @@ package doctor
 import (
 	"cmp"
 	"fmt"
+	"path/filepath"
 	"slices"
 	"strconv"
 	"strings"
 
 	"kuorum/internal/cluster"
+	"kuorum/internal/loadbalancer"
 )
 
 // The oldest versions that work.
@@ -34,6 +36,23 @@ func (f Facts) Space(need Need) []Check {
 // More is what is good to know beside System and Space.
 func (f Facts) More(need Need) []Check {
 	return []Check{f.processors(need), f.swap(), f.rights()}
+}
+
+// Balancer is whether a machine has the programs of nodes with the role balancer.
+func Balancer(stat func(path string) error) Check {
+	c := Check{Name: "balancer", State: StateOK, Measured: "haproxy, keepalived and curl", Why: "balancers run the distribution's own (spec.endpoint.type haproxy)"}
+	var missing []string
+	for _, path := range []string{loadbalancer.HAProxyPath, loadbalancer.KeepalivedPath, loadbalancer.CurlPath} {
+		if stat(path) != nil {
+			missing = append(missing, filepath.Base(path))
+		}
+	}
+	if len(missing) == 0 {
+		return c
+	}
+	names := strings.Join(missing, ", ")
+	c.Measured = "missing: " + names
+	return c.found(StateFailed, "programs of a balancer are missing: "+names, "apt-get install "+strings.Join(missing, " ")+"    (or your distribution's packages of these names)")
 }
 
 // VirtualIP is whether the servers of a cluster with that endpoint can have one address

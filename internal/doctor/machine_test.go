@@ -5,6 +5,7 @@ import (
 	"io/fs"
 	"maps"
 	"path/filepath"
+	"slices"
 	"strings"
 	"testing"
 	"testing/fstest"
@@ -188,6 +189,24 @@ func TestExitCode(t *testing.T) {
 		if got := ExitCode(checks); got != tc.want {
 			t.Errorf("%v: %d, want %d", tc.states, got, tc.want)
 		}
+	}
+}
+
+func TestBalancerPrograms(t *testing.T) {
+	has := func(paths ...string) func(string) error {
+		return func(path string) error {
+			if slices.Contains(paths, filepath.Base(path)) {
+				return nil
+			}
+			return fs.ErrNotExist
+		}
+	}
+	if c := Balancer(has("haproxy", "keepalived", "curl")); c.State != StateOK {
+		t.Errorf("%+v", c)
+	}
+	c := Balancer(has("haproxy"))
+	if c.State != StateFailed || !strings.Contains(c.What, "keepalived, curl") || !strings.HasPrefix(c.Do, "apt-get install keepalived curl ") {
+		t.Errorf("%+v", c)
 	}
 }
 

@@ -31,6 +31,11 @@ func checkHost(ctx context.Context, root string, spec *cluster.Spec, l *Lab) err
 	if err := checkPath(l); err != nil {
 		return err
 	}
+	if len(spec.Balancers()) > 0 {
+		if err := doctor.Balancer(onDisk).Problem(); err != nil {
+			return err
+		}
+	}
 	if _, running := l.Running(); running {
 		return nil // it has what it needs
 	}
@@ -74,11 +79,21 @@ func (l *Lab) CheckRoom(ctx context.Context, role cluster.Role) error {
 	if err != nil {
 		return err
 	}
+	if role == cluster.RoleBalancer {
+		if err := doctor.Balancer(onDisk).Problem(); err != nil {
+			return err
+		}
+	}
 	need := doctor.MachineNeed(role)
 	if err := checkSpace(facts, need); err != nil {
 		return err
 	}
 	return letInotify(facts, need)
+}
+
+func onDisk(path string) error {
+	_, err := os.Stat(path)
+	return err
 }
 
 // checkSpace refuses what this host has no room for, but for inotify instances.

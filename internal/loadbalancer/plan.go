@@ -75,6 +75,13 @@ const (
 	authority   = "/etc/kuorum/pki/ca.crt"
 )
 
+// The programs are a machine's own, of its distribution (ADR 0032).
+const (
+	HAProxyPath    = "/usr/sbin/haproxy"
+	KeepalivedPath = "/usr/sbin/keepalived"
+	CurlPath       = "/usr/bin/curl"
+)
+
 // HealthURL, at HealthPort, is where HAProxy tells this machine alone whether it reaches
 // an API server: keepalived asks.
 const (
