@@ -183,6 +183,8 @@ func (u *unit) forget(c *child) {
 // the package comment. It does not heed any context: once the program runs,
 // the record must follow.
 func (s *Supervisor) start(u *unit) {
+	u.recording.Lock()
+	defer u.recording.Unlock()
 	r := s.newRecord(u)
 	c, err := s.launch(u, r)
 	if err != nil {

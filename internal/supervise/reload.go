@@ -14,16 +14,17 @@ const reloadEvery = 5 * time.Second
 // Reloading is how a process reads some of its files again while it runs. The zero value
 // is for one that does not.
 type Reloading struct {
-	// Signal tells it to. It must not end one that is ready.
+	// Signal tells it to. It must not end one that has been ready, or has run for 5 s: what it
+	// has to read may be what it needs to become ready.
 	Signal syscall.Signal
 	// Digest stands for these files as they are now. What has read them otherwise, and
-	// runs already, is told as soon as it is ready.
+	// runs already, is told as soon as it can be.
 	Digest string
 }
 
 // Reload says that the files of that name's process which it reads again have changed:
 // digest stands for them from now on. They must be in place, and good. The
-// process is told once it is ready, soon but not at once, and one that starts reads
+// process is told once it can be, soon but not at once, and one that starts reads
 // them anyway; Reload does not wait. The error is that there is no such process, or
 // that it does not read files again.
 func (s *Supervisor) Reload(name, digest string) error {
@@ -53,6 +54,7 @@ func (s *Supervisor) keepLoaded(ctx context.Context, u *unit) {
 			select {
 			case <-changed:
 			case <-u.fresh:
+			case <-time.After(reloadEvery): // one that is not ready is old enough
 			case <-ctx.Done():
 			}
 			continue
@@ -74,11 +76,12 @@ func (s *Supervisor) wanted(u *unit) string {
 	return u.Reload.Digest
 }
 
-// unloaded is the process of a unit that is ready and has not read what digest stands for.
+// unloaded is the process of a unit that can be told and has not read what digest stands for.
 func (s *Supervisor) unloaded(u *unit) (c *child, digest string) {
 	s.mu.Lock()
 	defer s.mu.Unlock()
-	if u.state.Phase != PhaseReady || u.child == nil || u.loaded == u.Reload.Digest {
+	grown := u.state.Phase == PhaseStarting && time.Since(u.state.Since) >= reloadEvery
+	if u.state.Phase != PhaseReady && !grown || u.child == nil || u.loaded == u.Reload.Digest {
 		return nil, ""
 	}
 	return u.child, u.Reload.Digest
@@ -96,6 +99,8 @@ func (s *Supervisor) reload(u *unit, c *child, digest string) error {
 		u.loaded = digest
 	}
 	s.mu.Unlock()
+	u.recording.Lock()
+	defer u.recording.Unlock()
 	r, err := s.readRecord(u.Name)
 	if err != nil || r.PID != c.pid || r.StartTime != c.startTime {
 		return err // another one runs by now

@@ -77,6 +77,31 @@ func TestReload(t *testing.T) {
 	})
 }
 
+// TestReloadOfOneThatIsNotReady: what a process has to read may be what it needs to
+// become ready, so it is told once it is old enough not to end of it.
+func TestReloadOfOneThatIsNotReady(t *testing.T) {
+	f := &fakeSystem{}
+	process := Process{
+		Name: "proxy", Digest: "1", Reload: Reloading{Signal: syscall.SIGUSR2, Digest: "a"},
+		Ready: func(context.Context) error { return errors.New("never") },
+	}
+	inBubble(t, f, []Process{process}, func(t *testing.T, s *Supervisor) {
+		pass(time.Second)
+		if err := s.Reload("proxy", "b"); err != nil {
+			t.Fatal(err)
+		}
+		for _, want := range []int{0, 1, 1} {
+			pass(time.Second)
+			f.set(func() {
+				if len(f.signals) != want {
+					t.Errorf("told %d times, want %d", len(f.signals), want)
+				}
+			})
+			pass(2 * reloadEvery)
+		}
+	})
+}
+
 // TestReloadAfterAnAgentThatWasKilled: the next one finds in the record what the process
 // has read, and tells it of what has changed since.
 func TestReloadAfterAnAgentThatWasKilled(t *testing.T) {

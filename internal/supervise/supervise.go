@@ -136,6 +136,8 @@ type unit struct {
 
 	fresh chan struct{} // one waits there when Reload.Digest has changed
 	held  chan struct{} // not nil while Restart keeps it from starting; closed then
+
+	recording sync.Mutex // of the record on disk: a start and a reload both read and write it
 }
 
 // New makes a supervisor of processes that keeps its records in dir, which
