@@ -23,8 +23,9 @@ func (a *app) faultCommand() *cobra.Command {
 		Long: `Breaks something in a lab, and mends it. No quorum is guarded: that is what it is for. The lab's own
 process does it and heals it in time, also when this command has long ended.
 
-NODE is a machine's name, or leader: the node whose member leads etcd at that moment. COMPONENT is a name as
-kuorum logs NODE has it: etcd, kube-apiserver, endpoint, kubelet, containerd, agent, ...`,
+NODE is a machine's name, or leader: the node whose member leads etcd at that moment, or vip: the one that
+holds the virtual IP. COMPONENT is a name as kuorum logs NODE has it: etcd, kube-apiserver, endpoint, kubelet,
+containerd, agent, ...`,
 		Example: `  kuorum fault kill leader                      cut its power
   kuorum fault kill cp2/etcd                    kill -9 one component
   kuorum fault stop cp2/kubelet                 SIGTERM, after which its agent starts it again
@@ -46,7 +47,8 @@ func (a *app) faultKill() *cobra.Command {
 		Long: `Cuts the power of a machine, which is off afterwards, or sends SIGKILL to one of its components, which its
 agent starts again.`,
 		Example: `  kuorum fault kill cp1
-  kuorum fault kill leader/etcd`,
+  kuorum fault kill leader/etcd
+  kuorum fault kill vip`,
 		Args:              cobra.ExactArgs(1),
 		ValidArgsFunction: a.completeVictims,
 		RunE: func(cmd *cobra.Command, args []string) error {

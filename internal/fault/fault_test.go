@@ -124,7 +124,7 @@ func TestNames(t *testing.T) {
 	if err := ok.Check(nodes); err != nil {
 		t.Error(err)
 	}
-	says(t, Target{Left: []string{"worke1"}}.Check(nodes), `no machine "worke1": did you mean worker1? there are leader, cp1, cp2, worker1`)
+	says(t, Target{Left: []string{"worke1"}}.Check(nodes), `no machine "worke1": did you mean worker1? there are leader, vip, cp1, cp2, worker1`)
 	says(t, Target{Left: []string{"cp1"}, Right: []string{"laeder"}}.Check(nodes), "did you mean leader?")
 	says(t, Target{Left: []string{"elsewhere"}}.Check(nodes), `no machine "elsewhere": there are`)
 }

@@ -9,12 +9,15 @@ import (
 )
 
 // Leader stands for the node whose member leads etcd at the moment of the
-// order. A machine of that name is meant first.
-const Leader = "leader"
+// order, VIP for the one that holds the virtual IP. A machine of that name is meant first.
+const (
+	Leader = "leader"
+	VIP    = "vip"
+)
 
 // Words stand for a machine wherever its name may stand. Who resolves names
 // (Machines.Resolve) must know all of them.
-func Words() []string { return []string{Leader} }
+func Words() []string { return []string{Leader, VIP} }
 
 // Target is who a fault is about.
 type Target struct {

@@ -228,7 +228,7 @@ func (d *daemon) setMachines(machines []*Machine) {
 }
 
 // Resolve is a machine's own name, or the one that a word of fault.Words stands
-// for now. For the leader all agents are asked, which takes 2 s at most.
+// for now. For those all agents are asked, which takes 2 s at most.
 func (d *daemon) Resolve(ctx context.Context, name string) (string, error) {
 	var names []string
 	for _, m := range d.list() {
@@ -236,6 +236,12 @@ func (d *daemon) Resolve(ctx context.Context, name string) (string, error) {
 			return name, nil
 		}
 		names = append(names, m.Node.Name)
+	}
+	if name == fault.VIP {
+		if holder := holderOf(d.status(ctx).Reports()); holder != "" {
+			return holder, nil
+		}
+		return "", &cluster.Problem{What: "nobody holds a virtual IP now", Why: "no agent says that its node does", Do: "kuorum leader", Exit: cluster.ExitRefused}
 	}
 	if name != fault.Leader {
 		return "", fault.CheckName("machine", name, append(names, fault.Words()...))
@@ -246,6 +252,19 @@ func (d *daemon) Resolve(ctx context.Context, name string) (string, error) {
 	return "", &cluster.Problem{
 		What: "there is no leader now", Why: "no member of etcd on the lab's machines says that it leads", Do: "kuorum etcd status", Exit: cluster.ExitNoQuorum,
 	}
+}
+
+// holderOf is the node that holds the virtual IP, or nothing. One that is cut off still
+// has it: the last to take it counts.
+func holderOf(reports []cluster.NodeReport) string {
+	holder, since := "", time.Time{}
+	for _, r := range reports {
+		if r.Status == nil || r.Status.VIP == nil || r.Status.VIP.State != cluster.VIPActive || r.Status.VIP.Since.Before(since) {
+			continue
+		}
+		holder, since = r.Name, r.Status.VIP.Since
+	}
+	return holder
 }
 
 // leaderOf is the node whose member of etcd leads, or nothing. One that is cut

@@ -21,6 +21,27 @@ import (
 	"kuorum/internal/host"
 )
 
+// TestHolderOf: of two that say so it is the last to take it.
+func TestHolderOf(t *testing.T) {
+	t.Parallel()
+	at := func(state string, minute int) *cluster.NodeStatus {
+		return &cluster.NodeStatus{VIP: &cluster.VIPStatus{State: state, Since: time.Date(2026, 1, 1, 0, minute, 0, 0, time.UTC)}}
+	}
+	reports := []cluster.NodeReport{
+		{Name: "off"},
+		{Name: "worker", Status: &cluster.NodeStatus{}},
+		{Name: "waits", Status: at(cluster.VIPBackup, 9)},
+		{Name: "late", Status: at(cluster.VIPActive, 5)},
+		{Name: "early", Status: at(cluster.VIPActive, 1)},
+	}
+	if got := holderOf(reports); got != "late" {
+		t.Errorf("it is at %q", got)
+	}
+	if got := holderOf(reports[:3]); got != "" {
+		t.Errorf("nobody has it, and it is at %q", got)
+	}
+}
+
 func TestLeaderOf(t *testing.T) {
 	member := func(name, id, leader string, term uint64) cluster.NodeReport {
 		return cluster.NodeReport{Name: name, Status: &cluster.NodeStatus{Etcd: &cluster.EtcdStatus{ID: id, Leader: leader, Term: term}}}
@@ -63,8 +84,9 @@ func TestFaultsOfALab(t *testing.T) {
 		exit          int
 		says          string
 	}{
-		{"POST", `?order={"kind":"pause","target":"cp9"}`, cluster.ExitUsage, `there is no machine "cp9": did you mean cp1? there are cp1, cp2, w1, leader`},
+		{"POST", `?order={"kind":"pause","target":"cp9"}`, cluster.ExitUsage, `there is no machine "cp9": did you mean cp1? there are cp1, cp2, w1, leader, vip`},
 		{"POST", `?order={"kind":"pause","target":"leader"}`, cluster.ExitNoQuorum, "there is no leader now: no member of etcd on the lab's machines says that it leads"},
+		{"POST", `?order={"kind":"kill","target":"vip/haproxy"}`, cluster.ExitRefused, "nobody holds a virtual IP now: no agent says that its node does"},
 		{"POST", `?order={"kind":"pause","target":"cp1"}`, cluster.ExitNoQuorum, "machine cp1 is off"},
 		{"POST", `?order={"kind":"kill","target":"cp1/etcd"}`, cluster.ExitNoQuorum, "machine cp1 is off"},
 		{"POST", `?order={"kind":"cut","target":"cp1"}`, cluster.ExitError, "there is no switch"},
