@@ -21,6 +21,7 @@ const (
 	etcd       = "etcd"
 	apiserver  = "kube-apiserver"
 	endpoint   = "endpoint"
+	haproxy    = "haproxy"
 	containerd = "containerd"
 	kubelet    = "kubelet"
 	// writes to etcd are no component, but leaders need them as if they were:
@@ -121,7 +122,7 @@ func (v *view) blocked(r cluster.NodeReport, c cluster.ComponentStatus) bool {
 	if c.Name == etcd {
 		return v.etcdBlocked(r, c)
 	}
-	if c.Name == endpoint {
+	if c.Name == endpoint || c.Name == haproxy {
 		return !v.sum.Holds() || v.noAPI()
 	}
 	if c.Name == apiserver && (!v.sum.Holds() || foreignWhy(r) != "") {

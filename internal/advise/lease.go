@@ -96,15 +96,15 @@ func (v *view) leaseLog(l cluster.LeaseStatus) string {
 	return fmt.Sprintf("kuorum logs %s %s", node, l.Name)
 }
 
-// virtualIP is that it is at one place. A server that cannot tell, since its
+// virtualIP is that it is at one place. A node that cannot tell, since its
 // balancer does not run, is found as such.
 func (v *view) virtualIP() []cluster.Finding {
 	var holders, why []string
-	elsewhere := false // at a server whose agent does not answer, and that is found
+	elsewhere := false // at a node whose agent does not answer, and that is found
 	for _, r := range v.answering() {
 		s := r.Status.VIP
 		switch {
-		case s == nil || s.Error != "" && phaseOf(*r.Status, "endpoint") != phaseReady:
+		case s == nil || s.Error != "" && phaseOf(*r.Status, v.spec.VIPKeeper()) != phaseReady:
 			continue
 		case s.Error != "":
 			why = append(why, r.Name+": "+s.Error)
@@ -115,6 +115,12 @@ func (v *view) virtualIP() []cluster.Finding {
 			elsewhere = true
 		}
 		why = append(why, r.Name+" is "+s.State)
+	}
+	if v.spec.Spec.Endpoint.Type == cluster.EndpointHAProxy { // only the holder itself knows, and none holds it without a server
+		elsewhere = !v.sum.Holds() || v.noAPI()
+		for _, n := range v.spec.Balancers() {
+			elsewhere = elsewhere || !answered(v.report(n.Name))
+		}
 	}
 	address := v.spec.Spec.Endpoint.Address
 	switch {
@@ -132,7 +138,7 @@ func (v *view) virtualIP() []cluster.Finding {
 	return []cluster.Finding{{
 		Code: codeVIPNobody, Severity: cluster.SeverityCritical,
 		What: "nobody holds the virtual IP " + address, Why: strings.Join(why, "; "),
-		Do: "kuorum logs " + v.spec.Servers()[0].Name + " endpoint",
+		Do: "kuorum logs " + v.spec.VIPHolders()[0].Name + " " + v.spec.VIPKeeper(),
 	}}
 }
 

@@ -205,19 +205,27 @@ func (p patient) examine(ctx context.Context) ([]doctor.Check, error) {
 	checks = append(checks, doctor.DiskSpeed(fsync, err, time.Duration(p.spec.Spec.Etcd.ElectionTimeout)))
 	checks = append(checks, doctor.Clock(host.ReadClock()))
 	checks = append(checks, facts.More(p.need)...)
+	if p.needsBalancer() {
+		checks = append(checks, doctor.Balancer())
+	}
 	switch p.as {
 	case asMachine:
 		ports := p.ports()
 		taken, err := doctor.TryPorts(ctx, ports)
 		checks = append(checks, doctor.PortsFree(ports, taken, err), facts.VirtualIP(p.spec.Spec.Endpoint))
 	case asNode:
-		if p.self.Role == cluster.RoleServer {
+		if slices.ContainsFunc(p.spec.VIPHolders(), func(n cluster.Node) bool { return n.Name == p.self.Name }) {
 			checks = append(checks, facts.VirtualIP(p.spec.Spec.Endpoint))
 		}
 		more, err := p.examineNode(ctx, fsync)
 		return append(checks, more...), err
 	}
 	return checks, nil
+}
+
+// needsBalancer tells whether the machine, or one of a lab on it, is a balancer.
+func (p patient) needsBalancer() bool {
+	return p.self.Role == cluster.RoleBalancer || p.lab != nil && len(p.spec.Balancers()) > 0
 }
 
 // examineNode looks at what only a node has: ports that are held, and others.

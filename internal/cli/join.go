@@ -50,7 +50,7 @@ SERVER is the address of a server; with several, the first that answers is asked
 	f.StringVar(&o.joiner.Token, "token", "", "join token (required)")
 	f.StringVar(&o.joiner.Pin, "pin", "", "pin of the cluster's authority (required)")
 	f.StringVar(&o.joiner.Node.Name, "name", "", "the node's name (default: this machine's host name)")
-	f.StringVar(&o.role, "role", string(cluster.RoleServer), "server, worker or etcd, as the token says")
+	f.StringVar(&o.role, "role", string(cluster.RoleServer), "server, worker, etcd or balancer, as the token says")
 	f.StringVar(&o.joiner.Node.Address, "address", "", "this machine's own address (default: that from which it reaches SERVER)")
 	f.DurationVar(&o.timeout, "timeout", 3*time.Minute, "give up after this long")
 	f.BoolVar(&o.dryRun, "dry-run", false, "print the steps and do nothing")
@@ -67,7 +67,7 @@ func (a *app) join(ctx context.Context, o joinOptions) error {
 	j := o.joiner
 	j.Node.Role = cluster.Role(o.role)
 	if !slices.Contains(cluster.Roles(), j.Node.Role) {
-		return usage("unknown role %q: server, worker or etcd", o.role)
+		return usage("unknown role %q: server, worker, etcd or balancer", o.role)
 	}
 	var err error
 	if j.Node.Name == "" {

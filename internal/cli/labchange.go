@@ -45,7 +45,7 @@ stays, and its join goes on by itself.`,
 			return n.run(cmd.Context())
 		},
 	}
-	cmd.Flags().StringVar(&n.role, "role", string(cluster.RoleServer), "server, worker or etcd")
+	cmd.Flags().StringVar(&n.role, "role", string(cluster.RoleServer), "server, worker, etcd or balancer")
 	cmd.Flags().DurationVar(&n.timeout, "timeout", 3*time.Minute, "give up after this long")
 	cmd.Flags().BoolVar(&n.dryRun, "dry-run", false, "print the steps and do nothing")
 	completeRole(cmd)

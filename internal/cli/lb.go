@@ -235,20 +235,24 @@ func (b foreignBalancer) router(foreign netip.Addr) (loadbalancer.Router, error)
 	return r, nil
 }
 
-// sharesNoRouter refuses what the cluster's own servers keep by VRRP already.
+// sharesNoRouter refuses what the cluster's own nodes keep by VRRP already.
 func sharesNoRouter(spec *cluster.Spec, r loadbalancer.Router) error {
-	if !spec.ServersHoldVIP() {
+	if !spec.Spec.Endpoint.HasVIP() {
 		return nil
+	}
+	owners, why := "servers", fmt.Sprintf("spec.endpoint.type is %s: ", spec.Spec.Endpoint.Type)
+	if !spec.ServersHoldVIP() {
+		owners = "balancers"
 	}
 	if r.Address.IsValid() && r.Address.String() == spec.EndpointHost() {
 		return &cluster.Problem{
-			What: fmt.Sprintf("%s is kept by the cluster's own servers", r.Address), Why: "spec.endpoint.type is vip: two would answer for one address",
+			What: fmt.Sprintf("%s is kept by the cluster's own %s", r.Address, owners), Why: why + "two would answer for one address",
 			Do: "take another --address, or make a cluster with spec.endpoint {type: address, address: ...}", Exit: cluster.ExitRefused,
 		}
 	}
 	if int(r.ID) == spec.Spec.Endpoint.VIP.ID {
 		return &cluster.Problem{
-			What: fmt.Sprintf("the virtual router %d is the one of the cluster's own servers", r.ID), Why: "spec.endpoint.type is vip: two on one network need two numbers",
+			What: fmt.Sprintf("the virtual router %d is the one of the cluster's own %s", r.ID, owners), Why: why + "two on one network need two numbers",
 			Do: "another --vrid, or none for one that is free", Exit: cluster.ExitUsage,
 		}
 	}

@@ -104,7 +104,7 @@ func (a *app) printHistory(lines []history.Line, past pastLeaders, output string
 func remembered(ctx context.Context, spec *cluster.Spec, ask func(context.Context, cluster.Node) (history.Account, error)) (lines []history.Line, silent []string, err error) {
 	limited, cancel := context.WithTimeout(ctx, historyPatience)
 	defer cancel()
-	nodes := slices.DeleteFunc(slices.Clone(spec.Spec.Nodes), func(n cluster.Node) bool { return !n.Role.MayVote() })
+	nodes := slices.DeleteFunc(slices.Clone(spec.Spec.Nodes), func(n cluster.Node) bool { return !n.Role.MayVote() && n.Role != cluster.RoleBalancer })
 	accounts, errs := make([]history.Account, len(nodes)), make([]error, len(nodes))
 	var all sync.WaitGroup
 	for i, n := range nodes {

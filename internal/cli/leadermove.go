@@ -283,14 +283,17 @@ func (w *etcdWork) moveVIP(ctx context.Context, name string) error {
 	}}}, w.app.newProgress())
 }
 
-// vipHeir is the server of that name, or without a name the first that can hold the
+// vipHeir is the node of that name, or without a name the first that can hold the
 // virtual IP and does not.
 func vipHeir(spec *cluster.Spec, s cluster.Status, name, holder string) (string, error) {
-	var unfit []string
+	var unfit, names []string
+	for _, n := range spec.VIPHolders() {
+		names = append(names, n.Name)
+	}
 	for _, n := range s.Nodes {
 		why := ""
 		switch {
-		case n.Role != cluster.RoleServer || name == "" && n.Name == holder || name != "" && n.Name != name:
+		case !slices.Contains(names, n.Name) || name == "" && n.Name == holder || name != "" && n.Name != name:
 			continue
 		case n.Name == holder:
 		case n.Status == nil || n.Status.VIP == nil || n.Status.VIP.Error != "":
@@ -305,8 +308,9 @@ func vipHeir(spec *cluster.Spec, s cluster.Status, name, holder string) (string,
 	}
 	if unfit == nil && name != "" {
 		return "", &cluster.Problem{
-			What: fmt.Sprintf("%q is no server of cluster %s", name, spec.Metadata.Name), Why: "its servers are " + spec.ServerNames(), Exit: cluster.ExitUsage,
+			What: fmt.Sprintf("%q is no node of cluster %s that holds the virtual IP", name, spec.Metadata.Name),
+			Why:  "those that can are " + strings.Join(names, ", "), Exit: cluster.ExitUsage,
 		}
 	}
-	return "", &cluster.Problem{What: "no other server can hold the virtual IP", Why: strings.Join(unfit, "\n"), Do: "kuorum status", Exit: cluster.ExitRefused}
+	return "", &cluster.Problem{What: "no other node can hold the virtual IP", Why: strings.Join(unfit, "\n"), Do: "kuorum status", Exit: cluster.ExitRefused}
 }

@@ -28,14 +28,15 @@ const (
 )
 
 type labSummary struct {
-	Name     string              `json:"name"`
-	Health   string              `json:"health"`
-	Servers  int                 `json:"servers"`
-	Etcd     int                 `json:"etcdNodes,omitempty"` // machines of etcd's own
-	Workers  int                 `json:"workers"`
-	API      string              `json:"api,omitempty"`
-	Machines []lab.MachineStatus `json:"machines,omitempty"`
-	Error    string              `json:"error,omitempty"`
+	Name      string              `json:"name"`
+	Health    string              `json:"health"`
+	Servers   int                 `json:"servers"`
+	Etcd      int                 `json:"etcdNodes,omitempty"` // machines of etcd's own
+	Balancers int                 `json:"balancers,omitempty"` // machines with HAProxy and keepalived
+	Workers   int                 `json:"workers"`
+	API       string              `json:"api,omitempty"`
+	Machines  []lab.MachineStatus `json:"machines,omitempty"`
+	Error     string              `json:"error,omitempty"`
 }
 
 func (a *app) listCommand() *cobra.Command {
@@ -98,7 +99,8 @@ func summarize(ctx context.Context, store lab.Store, name string) labSummary {
 		return s
 	}
 	s.Servers, s.Workers, s.API = len(l.Spec.Servers()), len(l.Spec.Workers()), l.Server()
-	s.Etcd = len(l.Spec.Spec.Nodes) - s.Servers - s.Workers
+	s.Balancers = len(l.Spec.Balancers())
+	s.Etcd = len(l.Spec.Spec.Nodes) - s.Servers - s.Workers - s.Balancers
 	if _, ok := l.Running(); !ok {
 		s.Health = healthStopped
 		return s

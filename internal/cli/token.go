@@ -54,7 +54,7 @@ also pins the cluster's authority, so that the new machine cannot be led to anot
 			return err
 		},
 	}
-	cmd.Flags().StringVar(&role, "role", string(cluster.RoleServer), "what the node will be: server, worker or etcd")
+	cmd.Flags().StringVar(&role, "role", string(cluster.RoleServer), "what the node will be: server, worker, etcd or balancer")
 	cmd.Flags().DurationVar(&life, "ttl", membership.DefaultTokenLife, "how long it can be used")
 	outputFlag(cmd, &output)
 	completeRole(cmd)

@@ -63,6 +63,26 @@ func (e Endpoint) HasVIP() bool { return e.Type == EndpointVIP || e.Type == Endp
 // ServersHoldVIP tells whether servers hold a virtual IP.
 func (s *Spec) ServersHoldVIP() bool { return s.Spec.Endpoint.Type == EndpointVIP }
 
+// VIPHolders are the nodes that hold the virtual IP in turns, in order.
+func (s *Spec) VIPHolders() []Node {
+	switch s.Spec.Endpoint.Type {
+	case EndpointVIP:
+		return s.Servers()
+	case EndpointHAProxy:
+		return s.Balancers()
+	case EndpointLocal, EndpointAddress:
+	}
+	return nil
+}
+
+// VIPKeeper is the component by which nodes hold it.
+func (s *Spec) VIPKeeper() string {
+	if s.Spec.Endpoint.Type == EndpointHAProxy {
+		return "keepalived"
+	}
+	return "endpoint"
+}
+
 // EndpointHost is the name or address at which others find the API, without a
 // port; empty where there is none but the servers'.
 func (s *Spec) EndpointHost() string {

@@ -56,16 +56,20 @@ func (s *Spec) Validate() error {
 // Warnings are sentences about a valid spec that is probably not what its
 // user wants; none of them stops a command.
 func (s *Spec) Warnings() []string {
+	var all []string
+	if b := s.Balancers(); len(b) == 1 {
+		all = append(all, b[0].Name+" is the only balancer: when it fails nobody has the address of the API, "+s.Spec.Endpoint.Address)
+	}
 	voters, what := len(s.EtcdNodes()), "servers"
 	if voters == 0 || voters%2 == 1 {
-		return nil
+		return all
 	}
 	if s.EtcdApart() {
 		what = "etcd nodes"
 	}
-	return []string{fmt.Sprintf(
+	return append(all, fmt.Sprintf(
 		"%d %s need %d for a quorum and survive the loss of %d: no more than %d would; use %d or %d",
-		voters, what, Quorum(voters), MayLose(voters), voters-1, voters-1, voters+1)}
+		voters, what, Quorum(voters), MayLose(voters), voters-1, voters-1, voters+1))
 }
 
 func (s *Spec) issues() []issue {

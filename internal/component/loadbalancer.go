@@ -52,6 +52,12 @@ func balancerFile(m Machine, kind loadbalancer.Kind, name string) File {
 	return f
 }
 
+// VIPYield is where a balancer's agent has keepalived leave the address to others.
+const VIPYield = RunDir + "/vip-elsewhere"
+
+// Router is what a balancer is among those that hold the address of the API in turns.
+func Router(m Machine) loadbalancer.Router { return balancerPlan(m).Router }
+
 func balancerPlan(m Machine) loadbalancer.Plan {
 	address := func(text string) netip.Addr {
 		a, _ := netip.ParseAddr(text) // Validate has seen to it
@@ -62,7 +68,7 @@ func balancerPlan(m Machine) loadbalancer.Plan {
 		Cluster: m.Spec.Metadata.Name, CA: pki(clusterCA), Listen: netip.AddrPortFrom(netip.IPv4Unspecified(), PortAPI),
 		Router: loadbalancer.Router{
 			Address: address(e.Address), Interface: m.Link, Name: m.Node.Name, Self: address(m.Node.Address), Alone: true,
-			ID: uint8(e.VIP.ID), Interval: time.Duration(e.VIP.Interval), //nolint:gosec // of 8 bits
+			Yield: VIPYield, ID: uint8(e.VIP.ID), Interval: time.Duration(e.VIP.Interval), //nolint:gosec // of 8 bits
 		},
 	}
 	for _, n := range m.Spec.Servers() {

@@ -71,7 +71,7 @@ func Ports(spec *cluster.Spec, node cluster.Node) []Port {
 func SharedFiles() []string {
 	return []string{
 		"Corefile", "admission.yaml", "audit.yaml", "authentication.yaml", "containerd.toml",
-		"endpoint.yaml", "flannel.json", "kube-proxy.yaml", "kubelet.yaml",
+		"endpoint.yaml", "flannel.json", "haproxy.cfg", "keepalived.conf", "kube-proxy.yaml", "kubelet.yaml",
 	}
 }
 
@@ -79,7 +79,7 @@ func SharedFiles() []string {
 // one but the audit log.
 func Logs() []string {
 	return []string{
-		AgentLog, "containerd.log", "coredns.log", "endpoint.log", "etcd.log", "flannel.log", "kube-apiserver.log",
+		AgentLog, "containerd.log", "coredns.log", "endpoint.log", "etcd.log", "flannel.log", "haproxy.log", "keepalived.log", "kube-apiserver.log",
 		"kube-controller-manager.log", "kube-proxy.log", "kube-scheduler.log", "kubelet.log",
 	}
 }

@@ -84,7 +84,7 @@ func TestPorts(t *testing.T) {
 // it may be shown.
 func TestSharedFilesAndLogsAreAll(t *testing.T) {
 	files, logs := map[string]bool{}, map[string]bool{AgentLog: true}
-	for _, c := range For(testMachine(t, "cp1")) {
+	for _, c := range slices.Concat(For(testMachine(t, "cp1")), For(balancerMachine(t, "lb1"))) {
 		logs[c.Name+".log"] = true
 		for _, f := range c.Files {
 			if filepath.Dir(f.Path) == path.Join(EtcDir, "components") {

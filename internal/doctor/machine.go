@@ -3,6 +3,7 @@ package doctor
 import (
 	"cmp"
 	"fmt"
+	"os"
 	"path/filepath"
 	"slices"
 	"strconv"
@@ -38,8 +39,15 @@ func (f Facts) More(need Need) []Check {
 	return []Check{f.processors(need), f.swap(), f.rights()}
 }
 
-// Balancer is whether a machine has the programs of nodes with the role balancer.
-func Balancer(stat func(path string) error) Check {
+// Balancer is whether this machine has the programs of nodes with the role balancer.
+func Balancer() Check {
+	return balancer(func(path string) error {
+		_, err := os.Stat(path)
+		return err
+	})
+}
+
+func balancer(stat func(path string) error) Check {
 	c := Check{Name: "balancer", State: StateOK, Measured: "haproxy, keepalived and curl", Why: "balancers run the distribution's own (spec.endpoint.type haproxy)"}
 	var missing []string
 	for _, path := range []string{loadbalancer.HAProxyPath, loadbalancer.KeepalivedPath, loadbalancer.CurlPath} {
@@ -60,7 +68,7 @@ func Balancer(stat func(path string) error) Check {
 func (f Facts) VirtualIP(e cluster.Endpoint) Check {
 	c := Check{Name: "virtual-ip", State: StateOK, Measured: "not a machine of a known cloud", Why: "the servers hold the address of the API in turns (spec.endpoint)"}
 	switch {
-	case e.Type != cluster.EndpointVIP:
+	case !e.HasVIP():
 		return c.skipped("the endpoint is of the type " + string(e.Type))
 	case f.Cloud != "":
 		c.Measured = f.Cloud

@@ -201,10 +201,10 @@ func TestBalancerPrograms(t *testing.T) {
 			return fs.ErrNotExist
 		}
 	}
-	if c := Balancer(has("haproxy", "keepalived", "curl")); c.State != StateOK {
+	if c := balancer(has("haproxy", "keepalived", "curl")); c.State != StateOK {
 		t.Errorf("%+v", c)
 	}
-	c := Balancer(has("haproxy"))
+	c := balancer(has("haproxy"))
 	if c.State != StateFailed || !strings.Contains(c.What, "keepalived, curl") || !strings.HasPrefix(c.Do, "apt-get install keepalived curl ") {
 		t.Errorf("%+v", c)
 	}

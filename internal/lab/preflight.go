@@ -32,7 +32,7 @@ func checkHost(ctx context.Context, root string, spec *cluster.Spec, l *Lab) err
 		return err
 	}
 	if len(spec.Balancers()) > 0 {
-		if err := doctor.Balancer(onDisk).Problem(); err != nil {
+		if err := doctor.Balancer().Problem(); err != nil {
 			return err
 		}
 	}
@@ -80,7 +80,7 @@ func (l *Lab) CheckRoom(ctx context.Context, role cluster.Role) error {
 		return err
 	}
 	if role == cluster.RoleBalancer {
-		if err := doctor.Balancer(onDisk).Problem(); err != nil {
+		if err := doctor.Balancer().Problem(); err != nil {
 			return err
 		}
 	}
@@ -89,11 +89,6 @@ func (l *Lab) CheckRoom(ctx context.Context, role cluster.Role) error {
 		return err
 	}
 	return letInotify(facts, need)
-}
-
-func onDisk(path string) error {
-	_, err := os.Stat(path)
-	return err
 }
 
 // checkSpace refuses what this host has no room for, but for inotify instances.

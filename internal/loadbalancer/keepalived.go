@@ -33,7 +33,7 @@ vrrp_script haproxy {
     rise 2
 }
 
-vrrp_instance kubernetes_api {
+%[10]svrrp_instance kubernetes_api {
     # All begin as backups, and who has the address keeps it while it is well: each
     # move of it ends the connections of all clients.
     state BACKUP
@@ -51,7 +51,7 @@ vrrp_instance kubernetes_api {
     track_script {
         haproxy
     }
-}
+%[11]s}
 `
 
 // What machines of neighbouring rank have between their priorities: of two that
@@ -64,9 +64,25 @@ const (
 func keepalived(p Plan) []byte {
 	r := p.Router
 	address := fmt.Sprintf("%s/%d", r.Address, r.Address.BitLen())
-	return fmt.Appendf(nil, keepalivedFile, r.Name, p.Cluster, HealthPort, r.Interface, r.ID, firstPriority-priorityStep*r.rank(),
-		seconds(r.Interval), r.unicast(), address)
+	var yield, track string
+	if r.Yield != "" {
+		yield, track = fmt.Sprintf(yieldFile, r.Yield), "    track_file {\n        elsewhere\n    }\n"
+	}
+	return fmt.Appendf(nil, keepalivedFile, r.Name, p.Cluster, HealthPort, r.Interface, r.ID, r.priority(),
+		seconds(r.Interval), r.unicast(), address, yield, track)
 }
+
+const yieldFile = `# While this says anything but 0 the address is left to others: by it the agent
+# of this machine moves the address.
+track_file elsewhere {
+    file "%s"
+    weight 0
+}
+
+`
+
+// priority is what this machine advertises.
+func (r Router) priority() int { return firstPriority - priorityStep*r.rank() }
 
 // unicast names the peers. Without any keepalived takes unicast words for multicast.
 func (r Router) unicast() string {
@@ -74,7 +90,7 @@ func (r Router) unicast() string {
 		return ""
 	}
 	var b strings.Builder
-	fmt.Fprintf(&b, "    # Some networks lose multicast. The peers are named, and nobody else is heard.\n    unicast_src_ip %s\n    unicast_peer {\n", r.Self)
+	fmt.Fprintf(&b, "    # Some networks lose multicast. The peers are named, and nobody else is heard. A machine\n    # that has lost its own address cannot be heard itself, and gives the virtual IP up.\n    unicast_src_ip %s\n    track_src_ip\n    check_unicast_src\n    unicast_peer {\n", r.Self)
 	for _, peer := range r.Peers {
 		fmt.Fprintf(&b, "        %s\n", peer)
 	}

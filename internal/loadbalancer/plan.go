@@ -132,6 +132,9 @@ type Router struct {
 	ID uint8
 	// Interval between advertisements, in steps of 10 ms up to 40.95 s.
 	Interval time.Duration
+	// Yield is a file, if any: this machine leaves the address to others while there is
+	// another number in it than 0.
+	Yield string
 }
 
 // File is a file to be written.
@@ -248,6 +251,7 @@ func (r Router) wrong(p Plan) []string {
 	check(r.Interval >= centisecond && r.Interval <= maxInterval && r.Interval%centisecond == 0,
 		"the interval is %v: it is %v to %v, in steps of %v", r.Interval, centisecond, maxInterval, centisecond)
 	check(p.Listen.Addr() != r.Address, "the balancer cannot listen at the virtual IP %s alone, which one machine has at a time: listen at all addresses", r.Address)
+	check(r.Yield == "" || path.IsAbs(r.Yield) && printable(r.Yield), "the file %q must be an absolute path without spaces", r.Yield)
 	check(r.Self != r.Address, "the virtual IP %s is this machine's own address", r.Address)
 	for i, peer := range r.Peers {
 		check(usable(peer) && peer.Is4() == r.Self.Is4(), "the peer %s is not an address of the family of %s", peer, r.Self)

@@ -104,6 +104,7 @@ func newBalancers(t *testing.T) (sw network, all []*balancer) {
 			Servers: []Server{{"cp1", netip.MustParseAddrPort("127.0.0.1:6444")}},
 			Router: Router{
 				Address: netip.MustParseAddr("10.78.0.100"), Interface: "eth0", Name: b.name, Self: own, Peers: []netip.Addr{addresses[1-i]},
+				Yield: filepath.Join(t.TempDir(), "yield"),
 			},
 		}
 		sw.run("ip", "link", "add", b.port, "type", "veth", "peer", "name", "eth0", "netns", fmt.Sprint(b.keeper.Process.Pid))
@@ -118,6 +119,7 @@ func newBalancers(t *testing.T) (sw network, all []*balancer) {
 		ready.Env = append(os.Environ(), serveReady+"=127.0.0.1:6444")
 		b.begin(ready)
 		b.startHAProxy()
+		b.yield("0")
 		router := b.inside("keepalived", "--vrrp", "--dont-fork", "--log-console", "--use-file="+b.file(Keepalived),
 			"--pid="+filepath.Join(t.TempDir(), "pid"), "--vrrp_pid="+filepath.Join(t.TempDir(), "vrrp"))
 		router.Stdout, router.Stderr = &b.log, &b.log
@@ -168,27 +170,36 @@ func (b *balancer) startHAProxy() {
 	b.begin(b.haproxy)
 }
 
+// yield tells keepalived whether the address may be here.
+func (b *balancer) yield(text string) {
+	b.t.Helper()
+	if err := os.WriteFile(b.plan.Router.Yield, []byte(text+"\n"), 0o600); err != nil {
+		b.t.Fatal(err)
+	}
+}
+
 // holds tells whether the machine has the virtual IP.
 func (b *balancer) holds() bool {
 	return strings.Contains(b.run("ip", "-o", "address", "show", "dev", "eth0"), " "+b.plan.Router.Address.String()+"/")
 }
 
-// TestRealVirtualIPFollowsHAProxy: the virtual IP leaves the machine whose HAProxy
-// dies, does not come back with it, and leaves one that is not heard any more, by the files
-// that are printed.
-func TestRealVirtualIPFollowsHAProxy(t *testing.T) {
+// only tells whether the virtual IP is at the holder and not at the other.
+func only(holder, other *balancer) func() bool {
+	return func() bool { return holder.holds() && !other.holds() }
+}
+
+// settledBalancers are two of which one has the virtual IP and both are well, or the
+// other would not take it over.
+func settledBalancers(t *testing.T) (sw network, holder, other *balancer) {
+	t.Helper()
 	sw, all := newBalancers(t)
-	defer func() {
+	t.Cleanup(func() {
 		if t.Failed() {
 			for _, b := range all {
 				t.Logf("keepalived on %s:\n%s", b.name, b.log.String())
 			}
 		}
-	}()
-	only := func(holder, other *balancer) func() bool {
-		return func() bool { return holder.holds() && !other.holds() }
-	}
-	var holder, other *balancer
+	})
 	until(t, "one machine has the virtual IP", func() bool {
 		holder, other = all[0], all[1]
 		if all[1].holds() {
@@ -196,9 +207,34 @@ func TestRealVirtualIPFollowsHAProxy(t *testing.T) {
 		}
 		return only(holder, other)()
 	})
-	// Both are well by now, or the other would not take it over.
 	until(t, "the other one waits", func() bool { return strings.Contains(other.log.String(), "Entering BACKUP STATE") })
+	return sw, holder, other
+}
 
+// TestRealVirtualIPLeaves: the virtual IP leaves the machine that is told so, and does not
+// come back when it is told no more.
+func TestRealVirtualIPLeaves(t *testing.T) {
+	_, holder, other := settledBalancers(t)
+	for range 3 {
+		told := time.Now()
+		holder.yield("1")
+		until(t, "the other machine takes the virtual IP over", only(other, holder))
+		t.Logf("told: %v", time.Since(told))
+		before := strings.Count(holder.log.String(), "Entering BACKUP STATE")
+		holder.yield("0")
+		until(t, "the machine may have it again", func() bool { return strings.Count(holder.log.String(), "Entering BACKUP STATE") > before })
+		if !only(other, holder)() {
+			t.Error("the virtual IP came back")
+		}
+		holder, other = other, holder
+	}
+}
+
+// TestRealVirtualIPFollowsHAProxy: the virtual IP leaves the machine whose HAProxy
+// dies, does not come back with it, and leaves one that is not heard any more, by the files
+// that are printed.
+func TestRealVirtualIPFollowsHAProxy(t *testing.T) {
+	sw, holder, other := settledBalancers(t)
 	died := time.Now()
 	if err := holder.haproxy.Process.Kill(); err != nil {
 		t.Fatal(err)

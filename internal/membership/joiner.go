@@ -12,6 +12,7 @@ import (
 	"kuorum/internal/agent"
 	"kuorum/internal/cluster"
 	"kuorum/internal/component"
+	"kuorum/internal/doctor"
 	"kuorum/internal/pki"
 	"kuorum/internal/step"
 )
@@ -83,6 +84,11 @@ func (j *Joiner) checkMachine(context.Context) error {
 			What: "this machine has the data of an etcd member",
 			Why:  member + " exists: etcd would go on as that member, with old data, and could lose writes that others have acknowledged",
 			Do:   "kuorum leave --force    (moves it away, to " + filepath.Join(j.Data, leftDir) + ")", Exit: cluster.ExitRefused,
+		}
+	}
+	if j.Node.Role == cluster.RoleBalancer {
+		if err := doctor.Balancer().Problem(); err != nil {
+			return err
 		}
 	}
 	_, err = j.client(j.Servers[0])

@@ -17,6 +17,7 @@ const (
 	CancelPath   = "/v1/join/cancel"   // POST Request; with a token
 	ProgressPath = "/v1/join/progress" // POST Report, answers Progress; as a node
 	SpecPath     = "/v1/cluster"       // GET, answers a cluster.Spec; as a node
+	LookPath     = "/v1/cluster/look"  // POST; this balancer asks for cluster.yaml now; as a server, itself or an administrator
 	RemovePath   = "/v1/nodes/remove"  // POST Removal, answers Removed; GET with Removal.Query: what that would do; as a server or an administrator
 	TokensPath   = "/v1/tokens"        // GET, answers []Token; POST TokenOrder, answers NewToken; as a server or an administrator
 	LeftPath     = "/v1/left"          // POST LeftReport: the components of a removed server have stopped, but for etcd; as that server

@@ -56,10 +56,23 @@ func (s *Service) Remove(ctx context.Context, r Removal) (Removed, error) {
 	if err != nil {
 		return sums, err
 	}
+	if node.Role == cluster.RoleBalancer {
+		s.tell(ctx, node)
+	}
 	if parts {
 		s.awaitLeft(ctx, l)
 	}
 	return sums, s.finishLeave(ctx, l)
+}
+
+// tell has a balancer that was removed know it before the others do: one that hears no
+// others any more takes the virtual IP. One that is off cannot.
+func (s *Service) tell(ctx context.Context, node cluster.Node) {
+	limited, cancel := context.WithTimeout(ctx, time.Second)
+	defer cancel()
+	if err := s.Agents.Call(limited, node.Address, LookPath, struct{}{}, nil); err != nil {
+		s.Log.Info("a balancer is removed that cannot be told so", "node", node.Name, "reason", err)
+	}
 }
 
 // behind names a server that answers and does not use etcd's nodes as they are

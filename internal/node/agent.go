@@ -25,6 +25,7 @@ import (
 	"kuorum/internal/history"
 	"kuorum/internal/host"
 	"kuorum/internal/keyring"
+	"kuorum/internal/loadbalancer"
 	"kuorum/internal/membership"
 	"kuorum/internal/supervise"
 )
@@ -56,8 +57,11 @@ type Agent struct {
 	member     *member       // nil on a node without an etcd member
 	started    time.Time
 	place      place
-	detour     string        // the rules that were loaded last
-	book       *history.Book // who leads, as seen from here
+	detour     string              // the rules that were loaded last
+	book       *history.Book       // who leads, as seen from here
+	vip        *loadbalancer.Watch // on balancers
+	loaded     map[string]string   // digests of what components read when they are told to, by their names
+	refused    bool                // some did not take their files as the agent began
 
 	adopting    sync.Mutex
 	renewing    sync.Mutex
@@ -92,7 +96,10 @@ func NewAgent(options Options, disk membership.Disk, doors *doors) (*Agent, erro
 		options: options, etc: component.EtcDir, machine: machine, components: component.For(machine), started: time.Now(),
 		complete: make(chan struct{}), removed: make(chan struct{}), specChanged: make(chan struct{}, 1),
 		startOver: make(chan component.InitialCluster, 1), reread: make(chan struct{}, 1), doors: doors,
-		book: history.NewBook(historyFile, component.VIPHistory, machine.Node.Name),
+		book: history.NewBook(historyFile, component.VIPHistory, machine.Node.Name), loaded: map[string]string{},
+	}
+	if a.vip, err = watchVIP(options, latest); err != nil {
+		return nil, err
 	}
 	have, err := host.Addresses()
 	if err != nil {
@@ -104,6 +111,9 @@ func NewAgent(options Options, disk membership.Disk, doors *doors) (*Agent, erro
 		close(a.complete)
 	}
 	for _, c := range a.components {
+		if c.Reload.Signal != 0 {
+			continue // see rewrite
+		}
 		if err := writeFiles(c); err != nil {
 			return nil, fmt.Errorf("cannot configure %s: %w", c.Name, err)
 		}
@@ -127,7 +137,7 @@ func NewAgent(options Options, disk membership.Disk, doors *doors) (*Agent, erro
 	if err != nil {
 		return nil, fmt.Errorf("cannot supervise node %s: %w", machine.Node.Name, err)
 	}
-	return a, a.loadChanged(latest)
+	return a, a.loadWritten()
 }
 
 func newMachine(options Options, disk membership.Disk) (component.Machine, error) {
@@ -331,6 +341,9 @@ func (a *Agent) work(group *errgroup.Group, ctx context.Context) { //nolint:revi
 	background(group, ctx, a.followSpec, a.finishJoin, a.renewCertificates, a.followMoves, a.takeTurns, a.keepHistory)
 	if a.member != nil {
 		background(group, ctx, a.member.metrics.Run, a.keepMarks)
+	}
+	if a.vip != nil {
+		background(group, ctx, a.vip.Run)
 	}
 	if a.server != nil {
 		group.Go(func() error { return a.applyObjects(ctx) })

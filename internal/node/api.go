@@ -111,7 +111,12 @@ func (a *Agent) membersAPI() http.Handler {
 		a.leave()
 	})
 	mux.HandleFunc("POST "+relocation.MovePath, a.move)
-	if a.server != nil || a.member != nil {
+	if a.vip != nil {
+		mux.HandleFunc("POST "+membership.LookPath, serve(a.lookNow))
+		mux.HandleFunc("POST "+lease.MovePath, serve(a.moveAddress))
+		mux.HandleFunc("POST "+lease.StandbyPath, serve(a.moveAddress))
+	}
+	if a.server != nil || a.member != nil || a.vip != nil {
 		mux.HandleFunc("GET "+history.Path, serve(a.tellHistory))
 	}
 	a.keysAPI(mux)

@@ -200,8 +200,9 @@ func (a *Agent) claim(ctx context.Context) {
 	})
 }
 
-// holdBack keeps the API server from starting on another cluster's data, and etcd
-// from starting on older data than it had.
+// holdBack keeps the API server from starting on another cluster's data, etcd from
+// starting on older data than it had, and keepalived from starting where the others'
+// do not know of it: it would hear nobody, and take the virtual IP.
 func (a *Agent) holdBack(processes []supervise.Process) []supervise.Process {
 	for i := range processes {
 		switch p := &processes[i]; {
@@ -209,6 +210,8 @@ func (a *Agent) holdBack(processes []supervise.Process) []supervise.Process {
 			p.May = func(context.Context) error { return a.server.external.known() }
 		case p.Name == "etcd" && a.member != nil && a.member.data != nil:
 			p.May = a.member.data.May
+		case p.Name == "keepalived" && a.vip != nil:
+			p.May = a.knownToBalancers
 		}
 	}
 	return processes

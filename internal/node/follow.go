@@ -164,7 +164,7 @@ func (a *Agent) adopt(ctx context.Context, heard *cluster.Spec) {
 	}
 	mine := a.spec.Load()
 	spec := relocation.Merge(mine, heard, a.sees(ctx, mine))
-	if same(mine, spec) {
+	if same(mine, spec) && !a.refused {
 		return
 	}
 	err := spec.Validate()
@@ -184,6 +184,7 @@ func (a *Agent) adopt(ctx context.Context, heard *cluster.Spec) {
 // writeChanged writes the files of components that read them again, by themselves or as
 // they are told to, and returns the names of those that do not.
 func (a *Agent) writeChanged(machine component.Machine) (stale []string, err error) {
+	a.refused = false
 	wanted := component.For(machine)
 	stale = outdated(a.components, wanted)
 	var errs []error
@@ -195,32 +196,6 @@ func (a *Agent) writeChanged(machine component.Machine) (stale []string, err err
 		errs = append(errs, a.rewrite(c))
 	}
 	return stale, errors.Join(errs...)
-}
-
-// loadChanged has programs that run already read what writeChanged has written.
-func (a *Agent) loadChanged(latest component.Machine) error {
-	var errs []error
-	for _, c := range component.For(latest) {
-		if c.Reload.Signal != 0 {
-			errs = append(errs, a.supervisor.Reload(c.Name, c.Loaded()))
-		}
-	}
-	return errors.Join(errs...)
-}
-
-// rewrite has the program of a component read its files again, if it must be told to.
-// Files that it would not take do not take the place of those that it has.
-func (a *Agent) rewrite(c component.Component) error {
-	if c.Reload.Signal == 0 {
-		return writeFiles(c)
-	}
-	if err := judge(c); err != nil {
-		return err
-	}
-	if err := writeFiles(c); err != nil || a.supervisor == nil { // it starts with them
-		return err
-	}
-	return a.supervisor.Reload(c.Name, c.Loaded())
 }
 
 // outdated names the components that would be restarted.

@@ -28,6 +28,7 @@ import (
 	"kuorum/internal/endpoint"
 	"kuorum/internal/keyring"
 	"kuorum/internal/kubeapi"
+	"kuorum/internal/loadbalancer"
 	"kuorum/internal/membership"
 	"kuorum/internal/pki"
 	"kuorum/internal/supervise"
@@ -59,6 +60,11 @@ func newVillageApart(t *testing.T, etcdNodes int) *village {
 	if err != nil {
 		t.Fatal(err)
 	}
+	return newVillageOf(t, spec)
+}
+
+func newVillageOf(t *testing.T, spec *cluster.Spec) *village {
+	t.Helper()
 	set, err := pki.NewSet(time.Now())
 	if err != nil {
 		t.Fatal(err)
@@ -93,6 +99,9 @@ func (v *village) settle(t *testing.T, n cluster.Node) {
 	}
 	if n.Role == cluster.RoleEtcd {
 		a.member = &member{}
+	}
+	if n.Role == cluster.RoleBalancer {
+		a.vip = &loadbalancer.Watch{}
 	}
 	if err := keyring.Write(a.etc, files); err != nil {
 		t.Fatal(err)

@@ -53,6 +53,12 @@ func (a *Agent) Status(ctx context.Context) cluster.NodeStatus {
 	if a.server != nil && a.machine.Spec.ServersHoldVIP() {
 		all.Go(func() { s.VIP = askVIP(ctx, a.machine.Spec.Spec.Endpoint.Address) })
 	}
+	if a.vip != nil {
+		all.Go(func() {
+			vip := a.vip.Status(ctx)
+			s.VIP = &vip
+		})
+	}
 	if a.server != nil && a.server.external != nil {
 		all.Go(func() { s.External = a.server.external.status(ctx) })
 	}

@@ -6,11 +6,9 @@ import (
 	"errors"
 	"fmt"
 	"io/fs"
-	"net/netip"
 	"os"
 	"os/exec"
 	"path/filepath"
-	"slices"
 	"time"
 
 	"kuorum/internal/cluster"
@@ -186,47 +184,6 @@ func (c apiClient) apply(ctx context.Context, o object) error {
 
 func (c apiClient) labelServer(ctx context.Context, name string) error {
 	return c.Patch(ctx, nodesPath+name, kubeapi.MergePatch, roleLabel)
-}
-
-// linkOf is the interface of a balancer's address; none while that is not here, when
-// nothing is started.
-func linkOf(n cluster.Node) string {
-	if n.Role != cluster.RoleBalancer {
-		return ""
-	}
-	address, err := netip.ParseAddr(n.Address)
-	if err != nil {
-		return ""
-	}
-	link, err := host.LinkOf(address)
-	if err != nil {
-		return ""
-	}
-	return link
-}
-
-// judgeTime is how long a program may take to say whether a file is good.
-const judgeTime = 10 * time.Second
-
-// judge asks a component's program whether it would take its new files.
-func judge(c component.Component) error {
-	for _, f := range c.Files {
-		if !f.Reload {
-			continue
-		}
-		tried := f.Path + ".new"
-		if err := host.WriteFile(tried, f.Data, f.Mode); err != nil {
-			return err
-		}
-		limited, cancel := context.WithTimeout(context.Background(), judgeTime)
-		said, err := exec.CommandContext(limited, c.Reload.Check[0], append(slices.Clone(c.Reload.Check[1:]), tried)...).CombinedOutput()
-		cancel()
-		err = errors.Join(err, os.Remove(tried))
-		if err != nil {
-			return fmt.Errorf("%s does not take the new %s, and goes on with the one before: %w: %s", c.Name, f.Path, err, bytes.TrimSpace(said))
-		}
-	}
-	return nil
 }
 
 // link makes path lead to target. Something else of that name is left alone:
