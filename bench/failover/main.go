@@ -4,7 +4,7 @@
 // scheduler lead. Probes start every 5 ms, writes every 10 and new connections every
 // 50, from the machines' own network.
 //
-//	go run ./bench/failover [-n 5] [-rounds 2] [-faults kill,freeze,cut,api-kill,api-freeze,roll] [-systems kuorum,guide,tuned]
+//	go run ./bench/failover [-n 5] [-rounds 2] [-faults kill,freeze,cut,api-kill,api-freeze,etcd-freeze,roll] [-systems kuorum,guide,tuned]
 //
 // The systems run the same upstream programs in labs of the same kind, one after
 // the other, in rounds. "guide" has HAProxy and keepalived with the values of
@@ -190,6 +190,7 @@ func allFaults() []fault {
 		{name: "cut", text: "its cable is cut", orders: once("fault", "cut", "%s"), length: func(s system) time.Duration { return cmp.Or(s.slow, 6*time.Second) }},
 		{name: "api-kill", text: "its API server is killed", orders: once("fault", "kill", "%s/kube-apiserver"), length: func(s system) time.Duration { return cmp.Or(s.slow/2, 6*time.Second) }},
 		{name: "api-freeze", text: "its API server freezes", orders: once("fault", "pause", "%s/kube-apiserver"), length: func(s system) time.Duration { return cmp.Or(s.slow, 6*time.Second) }},
+		{name: "etcd-freeze", text: "its etcd freezes, and its API server is not ready", orders: once("fault", "pause", "%s/etcd"), length: func(s system) time.Duration { return cmp.Or(s.slow, 10*time.Second) }},
 		// For kuorum alone: the others' balancers do not start with their machines.
 		{name: "roll", text: "it is rebooted in order, and then the two others", orders: everyServer, length: func(system) time.Duration { return 90 * time.Second }},
 	}
