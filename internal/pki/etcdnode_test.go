@@ -118,22 +118,8 @@ func TestEtcdNodesAreNoNamesOfTheAPI(t *testing.T) {
 func TestJoinedEtcdNodeIsLikeAnyOther(t *testing.T) {
 	s, spec := newTestSet(t), apartSpec()
 	node, _ := spec.Node("e1")
-	keys, err := NewNodeKeys(cluster.RoleEtcd)
-	if err != nil {
-		t.Fatal(err)
-	}
-	requests, err := keys.Requests()
-	if err != nil {
-		t.Fatal(err)
-	}
-	certs, err := s.SignRequests(spec, node, requests, testNow)
-	if err != nil {
-		t.Fatal(err)
-	}
-	files, err := keys.Files(spec, node, certs, s.Trust())
-	if err != nil {
-		t.Fatal(err)
-	}
+	j := joiningAs(t, spec, node)
+	certs, files := j.sign(t, s), j.files(t, s)
 	given := apartFiles(t, s, "e1")
 	for _, f := range files {
 		want := given[f.Path]
@@ -152,12 +138,12 @@ func TestJoinedEtcdNodeIsLikeAnyOther(t *testing.T) {
 
 	none := s.Trust()
 	none.Etcd = nil
-	if _, err := keys.Files(spec, node, certs, none); err == nil || !strings.Contains(err.Error(), "etcd's authority") {
+	if _, err := j.keys.Files(spec, node, certs, none); err == nil || !strings.Contains(err.Error(), "etcd's authority") {
 		t.Errorf("without etcd's authority: %v", err)
 	}
 	one := s.Trust()
 	one.Etcd = one.Agents
-	if _, err := keys.Files(spec, node, certs, one); err == nil || !strings.Contains(err.Error(), "the same key") {
+	if _, err := j.keys.Files(spec, node, certs, one); err == nil || !strings.Contains(err.Error(), "the same key") {
 		t.Errorf("with one authority for both: %v", err)
 	}
 }
@@ -194,24 +180,9 @@ func TestBalancerIsLessThanAWorker(t *testing.T) {
 	s, spec := newTestSet(t), apartSpec()
 	node := cluster.Node{Name: "lb1", Role: cluster.RoleBalancer, Address: "198.18.0.41"}
 	spec.Spec.Nodes = append(spec.Spec.Nodes, node)
-	keys, err := NewNodeKeys(cluster.RoleBalancer)
-	if err != nil {
-		t.Fatal(err)
-	}
-	requests, err := keys.Requests()
-	if err != nil {
-		t.Fatal(err)
-	}
-	certs, err := s.SignRequests(spec, node, requests, testNow)
-	if err != nil {
-		t.Fatal(err)
-	}
-	files, err := keys.Files(spec, node, certs, s.Trust())
-	if err != nil {
-		t.Fatal(err)
-	}
+	j := joiningAs(t, spec, node)
 	var paths []string
-	for _, f := range files {
+	for _, f := range j.files(t, s) {
 		paths = append(paths, f.Path)
 	}
 	slices.Sort(paths)
@@ -222,7 +193,7 @@ func TestBalancerIsLessThanAWorker(t *testing.T) {
 		t.Errorf("certificates (-want +got):\n%s", diff)
 	}
 	worker, _ := spec.Node("w1")
-	if certs, err := s.SignRequests(spec, worker, requests, testNow); err == nil {
+	if certs, err := s.SignRequests(spec, worker, j.requests, testNow); err == nil {
 		t.Errorf("a worker got %v with a balancer's requests", certs)
 	}
 	cert := certificates(t, apartFiles(t, s, "cp1")["pki/apiserver.crt"])[0]
@@ -243,24 +214,8 @@ func TestMovingEtcdNodeIsFoundTwice(t *testing.T) {
 		}
 	}
 	e1, _ := spec.Node("e1")
-	keys, err := NewNodeKeys(cluster.RoleEtcd)
-	if err != nil {
-		t.Fatal(err)
-	}
-	requests, err := keys.Requests()
-	if err != nil {
-		t.Fatal(err)
-	}
-	signed, err := s.SignRequests(spec, e1, requests, testNow)
-	if err != nil {
-		t.Fatal(err)
-	}
-	files, err := keys.Files(spec, e1, signed, s.Trust())
-	if err != nil {
-		t.Fatal(err)
-	}
 	found := 0
-	for _, f := range files {
+	for _, f := range joiningAs(t, spec, e1).files(t, s) {
 		if f.Path != "pki/etcd/server.crt" && f.Path != "pki/etcd/peer.crt" {
 			continue
 		}

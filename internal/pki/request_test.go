@@ -27,7 +27,7 @@ import (
 	"kuorum/internal/cluster"
 )
 
-// joining is a worker that has made its keys and requests.
+// joining is a node that has made its keys and requests.
 type joining struct {
 	spec     *cluster.Spec
 	node     cluster.Node
@@ -35,10 +35,16 @@ type joining struct {
 	requests map[string][]byte
 }
 
+// newJoining is a worker.
 func newJoining(t testing.TB) joining {
 	t.Helper()
-	j := joining{spec: testSpec()}
-	j.node = j.spec.Spec.Nodes[2]
+	spec := testSpec()
+	return joiningAs(t, spec, spec.Spec.Nodes[2])
+}
+
+func joiningAs(t testing.TB, spec *cluster.Spec, node cluster.Node) joining {
+	t.Helper()
+	j := joining{spec: spec, node: node}
 	var err error
 	if j.keys, err = NewNodeKeys(j.node.Role); err != nil {
 		t.Fatal(err)
@@ -56,6 +62,16 @@ func (j joining) sign(t testing.TB, s *Set) map[string][]byte {
 		t.Fatal(err)
 	}
 	return certs
+}
+
+// files are what it has once they are signed.
+func (j joining) files(t testing.TB, s *Set) []File {
+	t.Helper()
+	files, err := j.keys.Files(j.spec, j.node, j.sign(t, s), s.Trust())
+	if err != nil {
+		t.Fatal(err)
+	}
+	return files
 }
 
 func TestNodeKeys(t *testing.T) {
