@@ -151,10 +151,12 @@ func (b *Body) expand() {
 	for i := range b.Workers {
 		b.Nodes = append(b.Nodes, Node{Name: fmt.Sprintf("w%d", i+1), Role: RoleWorker})
 	}
-	for i := range defaultBalancers {
-		if b.Endpoint.Type == EndpointHAProxy {
-			b.Nodes = append(b.Nodes, Node{Name: fmt.Sprintf("lb%d", i+1), Role: RoleBalancer})
-		}
+	balancers := 0
+	if b.Endpoint.Type == EndpointHAProxy {
+		balancers = defaultBalancers
+	}
+	for i := range balancers {
+		b.Nodes = append(b.Nodes, Node{Name: fmt.Sprintf("lb%d", i+1), Role: RoleBalancer})
 	}
 	b.Servers, b.EtcdNodes, b.Workers = 0, 0, 0
 }

@@ -40,8 +40,9 @@ func keepalived(m Machine) Component {
 	}
 }
 
-// balancerFile is what kuorum lb config prints for a balancer of one's own. A spec that
-// is valid has a plan that is.
+// balancerFile is what kuorum lb config prints for a balancer of one's own, and by what its
+// agent moves the address. A spec that is valid has a plan that is, also while the node's
+// address is on no interface: then Machine.Link is one that keepalived refuses.
 func balancerFile(m Machine, kind loadbalancer.Kind, name string) File {
 	files, err := loadbalancer.Render(balancerPlan(m), kind)
 	if err != nil {
